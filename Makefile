@@ -1,0 +1,61 @@
+# What to draw, and how; set on the command line, as in `make figures SCALE=smoke`
+FIGURE := all
+SCALE  := mini
+JOBS   := 2
+OUT    :=
+LAB    :=
+PYTHON := python3
+
+define HELP
+trainprove_nb: was a generative model trained on another model's images?
+
+  make figures    run the experiment notebooks and draw their figures
+  make test       run the tests
+  make docs       build the documentation pages in _docs/ (no Quarto needed)
+  make readme     write README.md from nbs/index.ipynb
+  make clean      delete built pages and caches; .venv, models and figures stay
+  make help       this text
+
+Each target first builds .venv if it is missing or out of date. `make figures` takes
+
+  FIGURE=$(FIGURE)     which experiment; `all` is every one of them
+  SCALE=$(SCALE)     smoke (proves that all runs), mini (two CPU cores), gpu or paper (GPUs)
+  JOBS=$(JOBS)         how many run at once
+  OUT=$(OUT)           where figures go; empty is the program's own choice
+  LAB=$(LAB)           where models and images are kept for next time; empty likewise
+  PYTHON=$(PYTHON) which Python (3.11 or later) .venv is made with
+
+For example:  make figures FIGURE=fig6 JOBS=4 OUT=talk
+A run that was stopped goes on where it was: give the same command again.
+endef
+
+.DEFAULT_GOAL := help
+.PHONY: help venv figures test docs readme clean
+
+help:
+	$(info $(HELP))@:
+
+venv: .venv/installed
+
+.venv/installed: settings.ini setup.py constraints.txt
+	@echo 'Installing into .venv, which takes some minutes the first time'
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
+
+figures: venv
+	.venv/bin/trainprove figures '$(FIGURE)' --scale '$(SCALE)' --jobs '$(JOBS)' \
+	  $(if $(OUT),--out '$(OUT)') $(if $(LAB),--lab '$(LAB)')
+
+test: venv
+	.venv/bin/python -m pytest tests
+
+docs: venv
+	.venv/bin/python tools/docs.py _docs
+
+readme: venv
+	.venv/bin/python tools/readme.py
+
+clean:
+	rm -rf _docs _proc build dist .pytest_cache
+	find nbs tests tools trainprove_nb -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
