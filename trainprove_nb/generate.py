@@ -15,7 +15,7 @@ import requests
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
 from PIL import Image
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .data import pixels
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .data import CORPORA, corpus, pairs, pixels, read_pairs
 from .distance import distance
-from .finetune import finetune
+from .finetune import fast_precision, finetune
 from .generate import PipelineSuspect, ask
 from .keys import detection_keys, random_keys, reproduction
 from .mix import check_rho, mix
@@ -46,14 +46,14 @@ class Scale:
     rhos: tuple = (0, .3, .5, .7, 1)   # proportions of generated pairs (section 3.1); 0 is innocent
     suspects: int = 2                  # suspects a point (paper: 30)
     calibration: int = 2               # innocents that thresholds are set on, never judged
-    mixed_precision: str = "no"        # "no", "fp16" or "bf16"
+    mixed_precision: str = "auto"      # "no", "fp16", "bf16", or "auto": `finetune.fast_precision`
     threads: int = 1                   # CPU threads a worker: part of what makes bytes repeat
 
 SCALES = {
     "smoke": Scale(train=24, pairs=20, source_training=dict(steps=4, batch_size=4, lr=1e-3), suspect_training=dict(steps=2, batch_size=4, lr=5e-4),
-                   sampling=dict(steps=2, guidance=2., batch_size=50), mined=10, repeats=1, rhos=(0, 1), suspects=1, calibration=1),
+                   sampling=dict(steps=2, guidance=2., batch_size=50), mined=10, repeats=1, rhos=(0, 1), suspects=1, calibration=1, mixed_precision="no"),
     "mini": Scale(),
-    "gpu": Scale(suspects=30, calibration=10, mixed_precision="bf16"),
+    "gpu": Scale(suspects=30, calibration=10),
     "paper": Scale(bases=("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1"), corpora=("data/celeba-dialog-hq", "data/cc3m"),
                    pretraining="data/laion", size=512, train=3000, source_training=dict(steps=3000, batch_size=2, lr=2e-6), suspect_training=dict(steps=3000, batch_size=2, lr=2e-6),
                    sampling=dict(steps=50, guidance=7.5, batch_size=8), suspects=30, calibration=10, mixed_precision="fp16"),
@@ -67,6 +67,7 @@ def scale_of(name:str, # a key of `SCALES`
     knobs = {k: v for k, v in knobs.items() if v is not None}
     if unknown := set(knobs) - {f.name for f in fields(Scale)}: raise ValueError(f"unknown knob {sorted(unknown)[0]!r}: choose from {', '.join(f.name for f in fields(Scale))}")
     scale = replace(SCALES[name], **{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
+    if scale.mixed_precision == "auto": scale = replace(scale, mixed_precision=fast_precision())
     for rho in scale.rhos: check_rho(rho)
     check_rho(scale.overlap)
     if not 0 < scale.mined <= scale.train: raise ValueError(f"mined = {scale.mined} keys of train = {scale.train} pairs: ask for 1 to {scale.train}")

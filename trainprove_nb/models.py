@@ -159,7 +159,8 @@ def mini_pipeline(tokenizer:CLIPTokenizer, # from `fit_tokenizer`
         projection_dim=text_width, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
     unet = UNet2DConditionModel(sample_size=side, in_channels=vae.config.latent_channels, out_channels=vae.config.latent_channels,
         block_out_channels=channels, layers_per_block=1, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=text_width, attention_head_dim=4, norm_num_groups=16)
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=text_width, attention_head_dim=4, norm_num_groups=16,
+        addition_embed_type="text", addition_embed_type_num_heads=4, resnet_time_scale_shift="scale_shift")
     scheduler = DPMSolverMultistepScheduler(beta_schedule=betas[0], beta_start=betas[1], beta_end=betas[2], prediction_type=prediction, steps_offset=1)
     pipe = StableDiffusionPipeline(vae=vae, text_encoder=text, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False)
