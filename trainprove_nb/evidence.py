@@ -70,6 +70,7 @@ def tpr_at_fpr(innocent, # scores of innocent models
               ) -> Rate:
     "True positive rate at the last threshold whose false positive rate is at most `fpr`; Clopper–Pearson interval."
     a, b = _both(innocent, infringing)
+    if not 0 <= fpr <= 1: raise ValueError(f"fpr = {fpr}: give a rate from 0 to 1")
     rates, tprs, _ = roc_curve(np.r_[np.zeros(len(a)), np.ones(len(b))], np.r_[a, b], drop_intermediate=False)
     k = round(tprs[rates <= fpr + 1e-12].max()*len(b))
     return Rate(k/len(b), *proportion_interval(k, len(b)), (len(a), len(b)))

@@ -141,7 +141,8 @@ def _save(path, step, trained, optimizer, scheduler, average, losses, running):
 def _resume(path, trained, optimizer, scheduler, average):
     "Load the state of a run, if there is one: (next step, losses so far, running loss)."
     if not path or not Path(path).exists(): return 0, [], torch.zeros(())
-    state = torch.load(path, weights_only=True, map_location="cpu")
+    try: state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as e: raise ValueError(f"the checkpoint {path} was truncated or altered ({type(e).__name__}): delete it, and the run starts from the beginning") from None
     trained.load_state_dict(state["model"]); optimizer.load_state_dict(state["optimizer"]); scheduler.load_state_dict(state["scheduler"])
     for a, b in zip(average, state["average"]): a.copy_(b)
     return state["step"], state["losses"], state["running"]

@@ -14,10 +14,10 @@ import numpy as np
 import requests
 import torch
 from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from .data import pixels
+from .data import pixels, read_metadata
 
 # %% ../nbs/02_generate.ipynb #54551da7
 def generate(pipe:DiffusionPipeline, # a text-to-image pipeline
@@ -29,7 +29,7 @@ def generate(pipe:DiffusionPipeline, # a text-to-image pipeline
              size:int|None=None, # pixels a side; None: the model's own
              progress:bool=False # show a bar with rate and ETA
             ) -> np.ndarray: # uint8 (n, height, width, 3)
-    "Sample one picture for each prompt and seed. Raises ValueError when their numbers differ or a prompt is empty."
+    "Sample one picture for each prompt and seed. Raises ValueError when their numbers differ or a prompt is not a text."
     if len(prompts) != len(seeds): raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds: give one seed for each picture")
     if bad := [k for k, p in enumerate(prompts) if not isinstance(p, str)]: raise ValueError(f"prompt {bad[0]} is {prompts[bad[0]]!r}, not a text")
     shape = {} if size is None else {"height": size, "width": size}
@@ -56,15 +56,15 @@ class FolderSuspect:
     def __init__(self, folder:str):
         self.folder, self.answers = Path(folder), {}
         if not (self.folder/"metadata.jsonl").exists(): raise FileNotFoundError(f"no metadata.jsonl in {folder}: each line needs file_name and text")
-        for line in (self.folder/"metadata.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            self.answers.setdefault(row["text"], []).append(row["file_name"])
+        for file, text in read_metadata(self.folder): self.answers.setdefault(text, []).append(file)
     def __call__(self, prompts, seeds):
         asked, images = {}, []
         for p in prompts:
             k = asked[p] = asked.get(p, -1) + 1
-            if k >= len(self.answers.get(p, [])): raise ValueError(f"{self.folder} has {len(self.answers.get(p, []))} answers to {p!r}, {k+1} are needed")
-            images.append(Image.open(self.folder/self.answers[p][k]))
+            if k >= len(self.answers.get(p, [])): raise ValueError(f"{self.folder} has {len(self.answers.get(p, []))} answers to {p!r}, but {k+1} are needed: collect the others and add them")
+            file = self.answers[p][k]
+            try: images.append(Image.open(file).convert("RGB"))
+            except Exception as e: raise ValueError(f"{file} cannot be decoded as an image ({type(e).__name__}): replace it") from None
         return pixels(images)
 
 class HTTPSuspect:
@@ -77,8 +77,10 @@ class HTTPSuspect:
                 reply.raise_for_status()
                 data = base64.b64decode(reply.json()["image"]) if "json" in reply.headers.get("content-type", "") else reply.content
                 return Image.open(io.BytesIO(data)).convert("RGB")
-            except Exception as e: problem = e
-        raise ValueError(f"{self.url} gave no picture for {prompt!r} in {self.tries} tries: {type(problem).__name__}: {str(problem)[:200]}")
+            except UnidentifiedImageError: problem = f"the reply ({reply.headers.get('content-type')}) is not a picture"
+            except KeyError: problem = "the JSON has no image"
+            except Exception as e: problem = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+        raise ValueError(f"{self.url} gave no picture for {prompt!r} in {self.tries} tries ({problem}): check the address, and that it answers with an image, or JSON with a base64 image")
     def __call__(self, prompts, seeds): return pixels([self._ask(p, s) for p, s in zip(prompts, seeds)])
 
 # %% ../nbs/02_generate.ipynb #3ea4d09a
@@ -90,5 +92,5 @@ def ask(suspect:Suspect, # anything that answers prompts with pictures
     answers = suspect(list(prompts), list(seeds))
     if not isinstance(answers, np.ndarray) or answers.ndim != 4 or answers.shape[-1] != 3 or answers.dtype != np.uint8:
         raise ValueError(f"the suspect answered with {getattr(answers, 'dtype', type(answers).__name__)} {getattr(answers, 'shape', '')}: expected uint8 (n, height, width, 3)")
-    if len(answers) != len(prompts): raise ValueError(f"the suspect gave {len(answers)} pictures for {len(prompts)} prompts")
+    if len(answers) != len(prompts): raise ValueError(f"the suspect gave {len(answers)} pictures for {len(prompts)} prompts: expected one each")
     return answers

@@ -6,7 +6,7 @@
 __all__ = ['SCALES', 'INNOCENTS', 'SHARES', 'Scale', 'scale_of', 'Source', 'Recipes', 'Lab', 'own_split']
 
 # %% ../nbs/13_lab.ipynb #d72e9d64
-import json, os
+import inspect, json, os
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .data import CORPORA, corpus, pairs, pixels, read_pairs
 from .distance import distance
 from .finetune import fast_precision, finetune
-from .generate import PipelineSuspect, ask
+from .generate import PipelineSuspect, ask, generate
 from .keys import detection_keys, random_keys, reproduction
 from .mix import check_rho, mix
 from .models import MINI, load_model, model_path, save_model
@@ -66,9 +66,19 @@ def scale_of(name:str, # a key of `SCALES`
     if name not in SCALES: raise ValueError(f"unknown scale {name!r}: choose from {', '.join(SCALES)}")
     knobs = {k: v for k, v in knobs.items() if v is not None}
     if unknown := set(knobs) - {f.name for f in fields(Scale)}: raise ValueError(f"unknown knob {sorted(unknown)[0]!r}: choose from {', '.join(f.name for f in fields(Scale))}")
+    for k, v in knobs.items():
+        kind = type(getattr(SCALES[name], k))
+        if not isinstance(v, {tuple: (list, tuple), float: (int, float)}.get(kind, kind)):
+            raise ValueError(f"{k} = {v!r}: give a {dict(tuple='list', dict='mapping', str='text', int='whole number', float='number')[kind.__name__]}, as in {getattr(SCALES[name], k)!r}")
     scale = replace(SCALES[name], **{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items()})
     if scale.mixed_precision == "auto": scale = replace(scale, mixed_precision=fast_precision())
-    for rho in scale.rhos: check_rho(rho)
+    scale = replace(scale, rhos=tuple(dict.fromkeys(check_rho(rho) for rho in scale.rhos)))
+    for knob, least in (("rhos", 1), ("bases", 1), ("corpora", 2)):
+        if len(getattr(scale, knob)) < least: raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}")
+    for knob, maker in (("source_training", finetune), ("suspect_training", finetune), ("sampling", generate)):
+        known = list(inspect.signature(maker).parameters)
+        if unknown := set(getattr(scale, knob)) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known[2:])}")
+    if scale.mixed_precision not in (precisions := ("no", "fp16", "bf16")): raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(precisions)}, auto")
     check_rho(scale.overlap)
     if not 0 < scale.mined <= scale.train: raise ValueError(f"mined = {scale.mined} keys of train = {scale.train} pairs: ask for 1 to {scale.train}")
     for knob in ("suspects", "calibration", "pairs", "train", "repeats", "threads"):
@@ -97,6 +107,7 @@ class Recipes:
     def sources(self, names:list|None=None # some of them by name; None: all six
                ) -> list:
         "Each base, plain and fine-tuned on each corpus (section 3.1). Raises ValueError for an unknown name."
+        if isinstance(names, str): raise ValueError(f"sources = {names!r}: give a list, as in [mini-v1-avatars]")
         found = [Source(b, c) for c in ("", *self.scale.corpora) for b in self.scale.bases]
         if unknown := set(names or []) - {s.name for s in found}: raise ValueError(f"unknown source {sorted(unknown)[0]!r}: choose from {', '.join(s.name for s in found)}")
         return [s for s in found if not names or s.name in names]
@@ -263,6 +274,7 @@ def own_split(ds:Dataset, # from `read_pairs`
               name:str="the dataset" # for messages
              ) -> Dataset:
     "A split of a user's pairs: no picture twice, no picture in two splits. Raises ValueError when it has too few."
+    if split not in SHARES and split != "all": raise ValueError(f"unknown split {split!r} of {name}: choose from {', '.join(SHARES)}, all; a base's own pictures are given by the knob pretraining")
     seen = {}
     for k, image in enumerate(ds["image"]): seen.setdefault(image.tobytes(), k)
     order = np.random.default_rng(seed_of("own split")).permutation(list(seen.values()))

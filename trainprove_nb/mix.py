@@ -27,8 +27,9 @@ def mix(real:Dataset, # pairs to draw the real part from
        ) -> Dataset: # n pairs, round(rho·n) of them generated
     "Draw without replacement from both and shuffle. Raises ValueError when rho is out of range or a part has too few pairs."
     k = round(check_rho(rho)*n)
+    if n < 1: raise ValueError(f"n = {n} pairs: at least 1 is needed")
     for part, need, name in ((generated, k, "generated"), (real, n - k, "real")):
-        if need and need > len(part): raise ValueError(f"rho = {rho} of {n} pairs needs {need} {name} pairs, but only {len(part)} are there")
+        if need and need > len(part): raise ValueError(f"rho = {rho} of {n} pairs needs {need} {name} pairs, but only {len(part)} are there: give more, or ask for fewer")
     rng = np.random.default_rng(seed)
     parts = [part.select(rng.permutation(len(part))[:need]) for part, need in ((generated, k), (real, n - k)) if need]
     return concatenate_datasets(parts).select(rng.permutation(n))

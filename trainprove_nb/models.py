@@ -44,7 +44,7 @@ def load_model(name:str, # as in `model_path`
     "Load a text-to-image pipeline, safety checker left out, progress bar off. Raises ValueError with what is wrong."
     path = model_path(name)
     try: pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **_without_checker(path))
-    except Exception as e: raise ValueError(f"{path} could not be loaded as a diffusers pipeline: {str(e).splitlines()[0][:300]}") from e
+    except Exception as e: raise ValueError(f"{path} could not be loaded as a diffusers pipeline: {str(e).strip().splitlines()[0].rstrip('. ')[:300]}; copy it again, or give another") from e
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -57,7 +57,7 @@ def save_model(pipe:DiffusionPipeline, # any pipeline
                folder:str, # written as a diffusers folder
                dtype:torch.dtype=torch.float16 # half precision on disk: half the size, and sampling does not notice
               ) -> None:
-    "Save a pipeline as safetensors; the pipeline in memory keeps its precision."
+    "Save a pipeline as safetensors, without a trace of where it was loaded from; the pipeline in memory keeps its precision."
     parts = {k: m for k, m in pipe.components.items() if isinstance(m, torch.nn.Module)}
     kept = {k: {n: t.detach().clone() for n, t in m.state_dict().items()} for k, m in parts.items()}
     for m in parts.values(): m.to(dtype)
@@ -65,6 +65,9 @@ def save_model(pipe:DiffusionPipeline, # any pipeline
     finally:
         for k, m in parts.items():
             m.to(torch.float32); m.load_state_dict(kept[k])
+    for file in Path(folder).rglob("*.json"):
+        config = json.loads(file.read_text())
+        if config.pop("_name_or_path", None) is not None: file.write_text(json.dumps(config, indent=2) + "\n")
 
 # %% ../nbs/01_models.ipynb #f455b45c
 class PatchVAE(ModelMixin, ConfigMixin):

@@ -21,7 +21,7 @@ def recipe_name(recipe:dict # JSON-able: strings, numbers, lists, dicts
 def seed_of(*role # texts and numbers that say what the randomness is for
            ) -> int: # from 0 to 2³¹-1
     "A seed derived from a role, so that two roles never share one by accident."
-    return int.from_bytes(hashlib.sha256("/".join(map(str, role)).encode()).digest()[:4], "big") >> 1
+    return int.from_bytes(hashlib.sha256(json.dumps(role).encode()).digest()[:4], "big") >> 1
 
 # %% ../nbs/12_store.ipynb #ebb93eab
 class DamagedArtifact(Exception): "An artifact whose files are not what was written."
@@ -44,14 +44,14 @@ class Store:
 
     def has(self, recipe:dict) -> bool:
         "Whether it is there."
-        return (self.path(recipe)/"manifest.json").exists()
+        return self.path(recipe).exists()
 
     def get(self, recipe:dict, # names the artifact
             make:Callable[[Path, Path], None] # make(folder, scratch): write files into `folder`; `scratch` survives a kill, for checkpoints
            ) -> Path: # the verified folder
         "The artifact of a recipe, made when it is not there. Raises DamagedArtifact when it is there but altered."
         path = self.path(recipe)
-        if not (path/"manifest.json").exists(): self._publish(recipe, path, make)
+        if not path.exists(): self._publish(recipe, path, make)
         if path not in self.verified: self._verify(path); self.verified.add(path)
         return path
 
@@ -80,7 +80,7 @@ class Store:
     def _verify(self, path):
         advice = f"delete {path} and run the same command again: only this artifact is made anew"
         try: manifest = json.loads((path/"manifest.json").read_text())
-        except ValueError: raise DamagedArtifact(f"manifest.json of an artifact is unreadable; {advice}") from None
+        except (ValueError, FileNotFoundError): raise DamagedArtifact(f"manifest.json of an artifact is missing or unreadable; {advice}") from None
         for name, digest in manifest.items():
             if not (path/name).exists(): raise DamagedArtifact(f"{name} is missing from an artifact; {advice}")
             if _digest(path/name) != digest: raise DamagedArtifact(f"{name} of an artifact was truncated or altered; {advice}")

@@ -1,0 +1,103 @@
+"Every notebook runs: those of the package as nbdev runs them, the experiments as the README says."
+import ast, json, re, shlex, shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from PIL import Image
+
+from trainprove_nb.lab import INNOCENTS
+from trainprove_nb.models import RECIPES, load_model
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ['-y', 'sources: [mini-v1-avatars]']  # one of the six, to be short
+
+
+def cells(path): return nbformat.read(ROOT/path, 4).cells
+
+
+def skipped(path): return any(c.cell_type == 'raw' and 'skip_exec: true' in c.source for c in cells(path))
+
+
+def papermill(*args, cwd):
+    "Run papermill's command; returns what it printed."
+    done = subprocess.run([sys.executable, '-m', 'papermill', *args], cwd=cwd, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def documented(path):
+    "The parameters of a notebook, from its cell: name -> (type, comment)."
+    source, = (c.source for c in cells(path) if 'parameters' in c.metadata.get('tags', []))
+    comments = dict(re.findall(r'^(\w+).*# (.+)$', source, re.M))
+    return {node.target.id: (node.annotation.id, comments[node.target.id]) for node in ast.parse(source).body}
+
+
+def files(folder):
+    "Each file's time of change, caches left out."
+    return {p: p.stat().st_mtime_ns for p in folder.rglob('*') if p.is_file() and not {'__pycache__', '.ipynb_checkpoints'} & set(p.parts)}
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    "A copy of what the notebooks need, to run them in."
+    root = tmp_path_factory.mktemp('checkout')
+    skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+    for name in ('nbs', 'trainprove_nb'): shutil.copytree(ROOT/name, root/name, symlinks=True, ignore=skip)
+    for name in ('settings.ini', '_quarto.yml'): shutil.copy2(ROOT/name, root)
+    return root
+
+
+MODULES = [p.relative_to(ROOT).as_posix() for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
+
+
+@pytest.mark.parametrize('path', [p for p in MODULES if not skipped(p)])
+def test_notebook_runs_and_leaves_nothing(checkout, path):
+    before = files(checkout)
+    run = f'from nbdev.test import nbdev_test; nbdev_test.__wrapped__({path!r}, n_workers=0)'
+    done = subprocess.run([sys.executable, '-c', run], cwd=checkout, text=True, capture_output=True)
+    assert done.returncode == 0 and 'Success.' in done.stdout, done.stderr[-3000:]
+    assert files(checkout) == before
+
+
+@pytest.mark.parametrize('path', ['nbs/experiments/fig6.ipynb', 'nbs/20_bases.ipynb'])
+def test_help_names_each_parameter_with_its_type(path):
+    shown, params = papermill('--help-notebook', path, cwd=ROOT), documented(path)
+    assert len(params) > 5
+    for name, (kind, comment) in params.items(): assert re.search(rf'^  {name}: {kind} \(default .*\)\s+{re.escape(comment)}$', shown, re.M), name
+
+
+@pytest.fixture(scope='module')
+def figure(checkout):
+    "Figure 6 by the README's own command: the folder it was run in."
+    command, = re.findall(r'^papermill (nbs/experiments/fig6.ipynb .*scale smoke.*)', '\n'.join(c.source for c in cells('nbs/index.ipynb')), re.M)
+    papermill(*shlex.split(command), *SOURCE, cwd=checkout)
+    return checkout
+
+
+def test_experiment_runs_as_the_readme_says(figure):
+    table = pd.read_csv(figure/'figures/fig6/fig6.csv')
+    expected = {('infringing', 1.): 2, **{(kind, 0.): 2 for kind in (*INNOCENTS, 'calibration')}}  # by two strategies
+    assert table.groupby(['kind', 'rho']).size().to_dict() == expected and set(table.source) == {'mini-v1-avatars'}
+    parameters = json.loads((figure/'figures/fig6/fig6.json').read_text())['parameters']
+    assert parameters['scale'] == 'smoke' and parameters['rhos'] == [0, 1]
+
+
+def test_experiment_shows_both_figures(figure):
+    outputs = [o for c in nbformat.read(figure/'out.ipynb', 4).cells for o in c.get('outputs', [])]
+    assert sum('image/png' in o.get('data', {}) for o in outputs) == 2
+
+
+def test_two_workers_give_the_numbers_of_one(figure, tmp_path):
+    papermill(str(ROOT/'nbs/experiments/fig6.ipynb'), 'out.ipynb', '-p', 'scale', 'smoke', '-p', 'jobs', '2', '-p', 'backend', 'loky', *SOURCE, cwd=tmp_path)
+    assert (tmp_path/'figures/fig6/fig6.csv').read_bytes() == (figure/'figures/fig6/fig6.csv').read_bytes()
+
+
+@pytest.mark.parametrize('name', RECIPES)
+def test_bases_are_trained(name, tmp_path):
+    papermill(str(ROOT/'nbs/20_bases.ipynb'), 'bases.ipynb', '-p', 'name', name, '-p', 'steps', '2', '-p', 'pretrain', '40', '-p', 'precision', 'no', '-p', 'out', 'base', cwd=tmp_path)
+    pipe = load_model(str(tmp_path/'base'))
+    assert pipe.scheduler.config.prediction_type == RECIPES[name]['prediction']
+    assert pipe.unet.config.block_out_channels == list(RECIPES[name]['channels'])
+    with Image.open(tmp_path/'base/samples.png') as sheet: assert sheet.size == (12*98 - 2, 3*98 - 2)  # 36 pictures, magnified by 3
