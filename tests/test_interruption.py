@@ -1,6 +1,5 @@
 "A figure run that is killed again and again ends with the files of one that is not; and nothing is ever made twice."
 import hashlib, json, os, signal, subprocess, sys, time
-from contextlib import suppress
 
 import pandas as pd
 import psutil
@@ -48,6 +47,12 @@ def stamps(lab):
     return {str(p): (p.stat().st_mtime_ns, p.stat().st_ino) for a in artifacts(lab) for p in [a, *a.rglob('*')]}
 
 
+def lives(process):
+    "Whether a process still runs; one that is dead but not yet fetched by its parent does not."
+    try: return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess: return False
+
+
 def kill_at(process, lab, pattern, n):
     "Kill a run when `n` more files match `pattern`. Returns what was half-written under a final name, and which processes outlived it."
     was, half, began = set(lab.glob(pattern)), [], time.monotonic()
@@ -59,10 +64,12 @@ def kill_at(process, lab, pattern, n):
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     half += [a for a in artifacts(lab) if broken(a)]
-    _, alive = psutil.wait_procs(family, timeout=10)
-    for p in alive:
-        with suppress(psutil.NoSuchProcess): p.kill()
-    return half, [str(p) for p in alive]
+    ended = time.monotonic()
+    while any(map(lives, family)) and time.monotonic() - ended < 20: time.sleep(.1)
+    left = [p for p in family if lives(p)]
+    told = list(map(str, left))
+    for p in left: p.kill()
+    return half, told
 
 
 @pytest.fixture(scope='module')

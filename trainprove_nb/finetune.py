@@ -88,7 +88,7 @@ def finetune(pipe:DiffusionPipeline, # changed in place
              checkpoint:str|None=None, # file to go on from and to save to; None: no checkpoints
              save_every:int=100, # steps between checkpoints
              progress:bool=False # show a bar with rate and ETA
-            ) -> list: # mean loss of every 50 steps, as (step, loss)
+            ) -> list: # mean loss of every 50 steps, and of the last ones, as (step, loss)
     "Train a pipeline on pairs. The same arguments give the same weights on one machine, however often the run was interrupted."
     AcceleratorState._reset_state()   # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=mixed_precision)
@@ -123,7 +123,7 @@ def finetune(pipe:DiffusionPipeline, # changed in place
             optimizer.step(); scheduler.step(); optimizer.zero_grad()
             if ema: torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(ema, (1 + step)/(10 + step)))
             running = running + loss.detach()
-            if (step + 1) % 50 == 0: losses, running = losses + [(step + 1, running.item()/50)], torch.zeros(())
+            if (step + 1) % 50 == 0 or step + 1 == steps: losses, running = losses + [(step + 1, running.item()/(step % 50 + 1))], torch.zeros(())
             if checkpoint and ((step + 1) % save_every == 0): _save(checkpoint, step + 1, trained, optimizer, scheduler, average, losses, running)
             bar.update()
     if ema:
