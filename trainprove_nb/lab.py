@@ -6,10 +6,12 @@
 __all__ = ['SCALES', 'INNOCENTS', 'SHARES', 'Scale', 'scale_of', 'Source', 'Recipes', 'Lab', 'own_split']
 
 # %% ../nbs/13_lab.ipynb #d72e9d64
-import inspect, json, os
+import inspect, json, os, time
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
+from multiprocessing import current_process
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -260,8 +262,18 @@ class Lab:
                 else: yield recipe
         if failures: raise RuntimeError(f"{len(failures)} of {len(missing)} artifacts could not be made (the others are kept); the first: {failures[0]}")
 
+@lru_cache(None)
+def _end_with_parent():
+    "End this worker when the process that started it was killed; joblib's would work on, and wait for minutes."
+    parent = os.getppid()
+    def watch():
+        while os.getppid() == parent: time.sleep(1)
+        os._exit(1)
+    Thread(target=watch, daemon=True).start()
+
 def _attempt(root, recipe):
     "Make one artifact in a worker: (recipe, None) or (recipe, what went wrong)."
+    if current_process().name != "MainProcess": _end_with_parent()
     try: Lab(root).path(recipe); return recipe, None
     except Exception as e: return recipe, f"{type(e).__name__}: {e}"
 

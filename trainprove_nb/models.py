@@ -141,7 +141,7 @@ def fit_tokenizer(captions:list, # texts
 # %% ../nbs/01_models.ipynb #b2c36734
 RECIPES = {"mini-v1": dict(channels=(80, 128), text_width=128, text_layers=2, activation="quick_gelu", prediction="epsilon",
                            betas=("scaled_linear", .00085, .012), seed=1),
-           "mini-v2": dict(channels=(96, 128), text_width=144, text_layers=3, activation="gelu", prediction="v_prediction",
+           "mini-v2": dict(channels=(96, 128), text_width=144, text_layers=2, activation="gelu", prediction="v_prediction",
                            betas=("linear", 1e-4, .02), seed=2)}
 
 def mini_pipeline(tokenizer:CLIPTokenizer, # from `fit_tokenizer`

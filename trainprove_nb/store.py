@@ -62,6 +62,7 @@ class Store:
             if not self.has(recipe): self._write(recipe, path, make, scratch)
 
     def _write(self, recipe, path, make, scratch):
+        for left in scratch.parent.glob(f"{path.name}.*"): shutil.rmtree(left, ignore_errors=True)   # half-written by a run that was killed; the lock, a file, stays
         scratch.mkdir(exist_ok=True)   # another worker may have finished, and tidied up, while this one waited
         folder = Path(tempfile.mkdtemp(prefix=f"{path.name}.", dir=scratch.parent))
         try:
@@ -84,8 +85,3 @@ class Store:
         for name, digest in manifest.items():
             if not (path/name).exists(): raise DamagedArtifact(f"{name} is missing from an artifact; {advice}")
             if _digest(path/name) != digest: raise DamagedArtifact(f"{name} of an artifact was truncated or altered; {advice}")
-
-    def clean(self) -> None:
-        "Remove what killed runs left half-written. Checkpoints stay: runs go on from them."
-        for p in (self.root/"scratch").glob("*.*"):
-            if p.is_dir(): shutil.rmtree(p, ignore_errors=True)
