@@ -27,7 +27,7 @@ from .generate import PipelineSuspect, ask, generate
 from .keys import detection_keys, random_keys, reproduction
 from .mix import check_rho, mix
 from .models import MINI, load_model, model_path, save_model
-from .store import Store, _digest, seed_of
+from .store import Store, _digest, recipe_name, seed_of
 
 # %% ../nbs/13_lab.ipynb #691bf6f9
 @dataclass(frozen=True)
@@ -89,10 +89,14 @@ def scale_of(name:str, # a key of `SCALES`
 
 # %% ../nbs/13_lab.ipynb #4c66a356
 @lru_cache(None)
-def _identity(path:str) -> str:
-    "Which weights these are: the digests of a model folder's files; a hub name stands for itself."
-    files = sorted(p for p in Path(path).rglob("*") if p.suffix in (".safetensors", ".json", ".txt")) if Path(path).is_dir() else []
-    return "/".join(_digest(p)[:8] for p in files) or path
+def _digest_of(folder:str, listing:tuple) -> str:
+    "One digest of a folder's files; `listing` (name, size, time) says when a remembered one is stale."
+    return recipe_name({name: _digest(Path(folder)/name) for name, *_ in listing})
+
+def _identity(path:str, endings:tuple=()) -> str:
+    "Which weights or pictures these are: a digest of a folder's files (of these endings); a hub name stands for itself."
+    files = sorted(p for p in Path(path).rglob("*") if p.is_file() and (not endings or p.suffix in endings))
+    return _digest_of(path, tuple((p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in files)) if files else path
 
 @dataclass(frozen=True)
 class Source:
@@ -104,7 +108,11 @@ class Source:
 
 class Recipes:
     "What the experiments are made of, at one scale."
-    def __init__(self, scale:Scale): self.scale = scale
+    def __init__(self, scale:Scale): # ValueError when two bases or two corpora have one name
+        self.scale, self.sampling = scale, {**scale.sampling, "size": scale.size}
+        for knob in ("bases", "corpora"):
+            names = [Path(p).name for p in getattr(scale, knob)]
+            if twice := {n for n in names if names.count(n) > 1}: raise ValueError(f"two {knob} are called {sorted(twice)[0]!r}: sources are named after them, so rename a folder")
 
     def sources(self, names:list|None=None # some of them by name; None: all six
                ) -> list:
@@ -114,13 +122,13 @@ class Recipes:
         if unknown := set(names or []) - {s.name for s in found}: raise ValueError(f"unknown source {sorted(unknown)[0]!r}: choose from {', '.join(s.name for s in found)}")
         return [s for s in found if not names or s.name in names]
 
-    def base(self, name): return {"kind": "base", "name": Path(name).name, "path": name, "identity": _identity(model_path(name))}
+    def base(self, name): return {"kind": "base", "name": Path(name).name, "path": name, "identity": _identity(model_path(name), (".safetensors", ".json", ".txt"))}
 
     def real(self, name, split, n): # name "": all corpora in equal parts
         "Real pairs of a corpus."
         s = self.scale
-        if not name and split == "pretrain" and s.pretraining: return {"kind": "pairs", "corpus": s.pretraining, "split": "all", "n": n, "size": s.size}
-        if name: return {"kind": "pairs", "corpus": name, "split": split, "n": n, "size": s.size}
+        if not name and split == "pretrain" and s.pretraining: name, split = s.pretraining, "all"
+        if name: return {"kind": "pairs", "corpus": name, "split": split, "n": n, "size": s.size, **({} if name in CORPORA else {"identity": _identity(name)})}
         parts = [n//len(s.corpora) + (k < n % len(s.corpora)) for k in range(len(s.corpora))]
         return {"kind": "join", "parts": [self.real(c, split, m) for c, m in zip(s.corpora, parts)]}
 
@@ -138,7 +146,7 @@ class Recipes:
         "What the k-th infringer got from the source: prompts of the training set, or unseen ones where `overlap` is below 1."
         s, known = self.scale, round(self.scale.overlap*self.scale.pairs)
         return {"kind": "generated", "model": self.source(source), "prompts": [self.train(source), self.real(source.corpus, "evaluation", s.pairs - known)] if known < s.pairs else [self.train(source)],
-                "shares": [known, s.pairs - known], "role": ["suspect data", source.name, k], "sampling": s.sampling, "threads": s.threads}
+                "shares": [known, s.pairs - known], "role": ["suspect data", source.name, k], "sampling": self.sampling, "threads": s.threads}
 
     def suspect(self, source, rho, k): # rho > 0
         "The k-th infringing suspect at ρ, fine-tuned from the source's base."
@@ -163,7 +171,7 @@ class Recipes:
     def reproduction(self, source, metric="rms"):
         "How closely the source reproduces its training set, on seeds of its own."
         return {"kind": "reproduction", "model": self.source(source), "pairs": self.train(source), "repeats": self.scale.repeats, "metric": metric,
-                "role": ["mining", source.name], "sampling": self.scale.sampling, "threads": self.scale.threads}
+                "role": ["mining", source.name], "sampling": self.sampling, "threads": self.scale.threads}
 
     def keys(self, source, strategy, metric="rms"):
         "Key samples of a strategy: \"detection\" or \"random\"."
@@ -171,7 +179,7 @@ class Recipes:
 
     def answers(self, model, source, strategies=("detection", "random")):
         "What a model answers to a source's key prompts."
-        return {"kind": "answers", "model": model, "keys": [self.keys(source, s) for s in strategies], "role": ["answers", source.name], "sampling": self.scale.sampling, "threads": self.scale.threads}
+        return {"kind": "answers", "model": model, "keys": [self.keys(source, s) for s in strategies], "role": ["answers", source.name], "sampling": self.sampling, "threads": self.scale.threads}
 
 INNOCENTS = ("disjoint data", "same data", "other corpus")
 
