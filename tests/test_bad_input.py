@@ -454,7 +454,7 @@ def trainprove(monkeypatch, tmp_path):
     return call
 
 
-ARGUMENTS = {'figure': (['fig99'], "'fig99'", 'choose from .*fig6'), 'scale': (['fig6', '--scale', 'huge'], "'huge'", 'choose from smoke'),
+ARGUMENTS = {'figure': (['fig99'], "'fig99'", 'choose from .*fig6'), 'scale': (['fig6', '--scale', 'huge'], "'huge'", 'smoke.*mini.*gpu.*paper'),
              'parameter': (['fig6', '-s', 'nonsense=1'], "'nonsense'", 'choose from scale, sources'), 'one of several parameters': (['fig6', '-s', 'N=5', '-s', 'delta=1'], "'delta'", 'choose'),
              'setting without a value': (['fig6', '--set', 'delta0'], "'delta0'", 'KEY=VALUE'), 'setting that is no YAML': (['fig6', '--set', 'rhos=[0, 1'], re.escape("'rhos=[0, 1'"), 'YAML'),
              'jobs': (['fig6', '--jobs', '0'], '0 is not in the range x>=1'), 'jobs in words': (['fig6', '--jobs', 'two'], "'two' is not a valid int")}

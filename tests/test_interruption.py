@@ -105,7 +105,7 @@ def test_killed_runs_end_with_the_same_artifacts(runs):
 def test_killed_runs_end_with_the_same_figure(runs):
     straight, killed, _ = runs
     expected = digests(straight/'out', ['.ipynb', '.html'])  # these tell when they were made
-    drawn = [f'{name}.{ending}' for name in ('fig6', 'fig6_calibrated', 'panels/mini-v1-avatars') for ending in ('png', 'svg')]
+    drawn = [f'{name}.{ending}' for name in ('fig6', 'fig6_calibrated') for ending in ('png', 'svg')]
     assert sorted(expected) == sorted(f'smoke/fig6/{name}' for name in [*drawn, 'fig6.csv', 'fig6.json'])
     assert digests(killed/'out', ['.ipynb', '.html']) == expected
 

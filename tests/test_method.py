@@ -17,7 +17,7 @@ from trainprove_nb.distance import DISTANCES, distance
 from trainprove_nb.figures import pooled_intervals
 from trainprove_nb.finetune import encode_texts, finetune, step_generator, target_of
 from trainprove_nb.generate import generate
-from trainprove_nb.instance import trials
+from trainprove_nb.instance import STRATEGIES, trials
 from trainprove_nb.keys import detection_keys, random_keys, reproduction
 from trainprove_nb.lab import SHARES, Recipes, own_split, scale_of
 from trainprove_nb.mix import mix
@@ -453,10 +453,10 @@ def test_the_lab_samples_every_role_with_its_own_seeds():
     recipes = Recipes(scale_of('mini'))
     roles = []
     for source in recipes.sources():
-        mining, answers = recipes.reproduction(source), recipes.answers(recipes.base(source.base), source)
+        mining = recipes.reproduction(source)
         roles += [(*mining['role'], k, i) for k in range(mining['repeats']) for i in range(recipes.scale.train)]
         roles += [(*recipes.generated(source, k)['role'], i) for k in range(recipes.scale.suspects) for i in range(recipes.scale.pairs)]
-        roles += [(*answers['role'], i) for i in range(2*recipes.scale.mined)]
+        roles += [(*recipes.answers(recipes.base(source.base), source, s)['role'], i) for s in STRATEGIES for i in range(recipes.scale.mined)]
     assert len(roles) > 10_000 and len({seed_of(*r) for r in roles}) == len(set(roles)) == len(roles)
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .data import CORPORA, corpus, pairs, pixels, read_pairs
 from .distance import distance
 from .finetune import fast_precision, finetune
-from .generate import PipelineSuspect, ask, generate
+from .generate import PRECISIONS, PipelineSuspect, ask, generate
 from .keys import detection_keys, random_keys, reproduction
 from .mix import check_rho, mix
 from .models import MINI, load_model, model_path, save_model
@@ -42,7 +42,7 @@ class Scale:
     overlap: float = 1.                # share of the infringer's prompts that are captions of the source's training set (our reading)
     source_training: dict = field(default_factory=lambda: dict(steps=1000, batch_size=32, lr=1e-3, schedule="cosine"))
     suspect_training: dict = field(default_factory=lambda: dict(steps=300, batch_size=32, lr=5e-4))
-    sampling: dict = field(default_factory=lambda: dict(steps=15, guidance=2., batch_size=50))
+    sampling: dict = field(default_factory=lambda: dict(steps=10, guidance=2., batch_size=50))
     mined: int = 100                   # keys kept for each strategy; N is chosen among them when drawing
     repeats: int = 2                   # answers a caption when mining
     rhos: tuple = (0, .3, .5, .7, 1)   # proportions of generated pairs (section 3.1); 0 is innocent
@@ -80,7 +80,7 @@ def scale_of(name:str, # a key of `SCALES`
     for knob, maker in (("source_training", finetune), ("suspect_training", finetune), ("sampling", generate)):
         known = list(inspect.signature(maker).parameters)
         if unknown := set(getattr(scale, knob)) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known[2:])}")
-    if scale.mixed_precision not in (precisions := ("no", "fp16", "bf16")): raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(precisions)}, auto")
+    if scale.mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(PRECISIONS)}, auto")
     check_rho(scale.overlap)
     if not 0 < scale.mined <= scale.train: raise ValueError(f"mined = {scale.mined} keys of train = {scale.train} pairs: ask for 1 to {scale.train}")
     for knob in ("suspects", "calibration", "pairs", "train", "repeats", "threads"):
@@ -109,7 +109,7 @@ class Source:
 class Recipes:
     "What the experiments are made of, at one scale."
     def __init__(self, scale:Scale): # ValueError when two bases or two corpora have one name
-        self.scale, self.sampling = scale, {**scale.sampling, "size": scale.size}
+        self.scale, self.sampling = scale, {**scale.sampling, "size": scale.size, "mixed_precision": scale.mixed_precision}
         for knob in ("bases", "corpora"):
             names = [Path(p).name for p in getattr(scale, knob)]
             if twice := {n for n in names if names.count(n) > 1}: raise ValueError(f"two {knob} are called {sorted(twice)[0]!r}: sources are named after them, so rename a folder")
@@ -177,9 +177,9 @@ class Recipes:
         "Key samples of a strategy: \"detection\" or \"random\"."
         return {"kind": "keys", "strategy": strategy, "pairs": self.train(source), "reproduction": self.reproduction(source, metric), "N": self.scale.mined, "seed": seed_of("random keys", source.name)}
 
-    def answers(self, model, source, strategies=("detection", "random")):
-        "What a model answers to a source's key prompts."
-        return {"kind": "answers", "model": model, "keys": [self.keys(source, s) for s in strategies], "role": ["answers", source.name], "sampling": self.sampling, "threads": self.scale.threads}
+    def answers(self, model, source, strategy):
+        "What a model answers to a source's key prompts of one strategy."
+        return {"kind": "answers", "model": model, "keys": self.keys(source, strategy), "role": ["answers", source.name, strategy], "sampling": self.sampling, "threads": self.scale.threads}
 
 INNOCENTS = ("disjoint data", "same data", "other corpus")
 
@@ -205,7 +205,7 @@ class Lab:
         return Dataset(pq.read_table(self.path(recipe)/"pairs.parquet"))
 
     def array(self, recipe:dict) -> np.ndarray:
-        "The numbers of a `reproduction` (n,) or the pictures of `answers` (key sets, N, height, width, 3)."
+        "The numbers of a `reproduction` (n,) or the pictures of `answers` (N, height, width, 3)."
         return np.load(self.path(recipe)/"array.npy", allow_pickle=False)
 
     def model(self, recipe:dict):
@@ -246,10 +246,8 @@ class Lab:
         keys.to_parquet(str(folder/"pairs.parquet"))
 
     def _make_answers(self, r, folder, scratch):
-        key_sets = [self.pairs(k) for k in r["keys"]]
-        prompts = [t for keys in key_sets for t in keys["text"]]
-        answers = ask(self._suspect(r["model"], r["threads"], r["sampling"]), prompts, [seed_of(*r["role"], i) for i in range(len(prompts))])
-        np.save(folder/"array.npy", answers.reshape(len(key_sets), -1, *answers.shape[1:]))
+        prompts = list(self.pairs(r["keys"])["text"])
+        np.save(folder/"array.npy", ask(self._suspect(r["model"], r["threads"], r["sampling"]), prompts, [seed_of(*r["role"], i) for i in range(len(prompts))]))
 
     def build(self, recipes:list, # wanted artifacts, in the order in which they are wanted
               jobs:int=1, # workers
