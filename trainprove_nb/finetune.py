@@ -80,6 +80,7 @@ def finetune(pipe:DiffusionPipeline, # changed in place
              schedule:str="constant", # a diffusers schedule: "constant", "cosine", "linear", ...
              warmup:int=0, # steps to the peak
              dropout:float=.1, # share of captions replaced by the empty one
+             velocity_loss:bool=False, # weigh the errors of a model that predicts ε as errors of its velocity: by 1/ᾱ
              train_text:bool=False, # train the text encoder too (a base from nothing needs it)
              ema:float=0., # decay of the weight average that is kept; 0: keep the last weights
              max_norm:float=1., # gradients are clipped to this norm
@@ -97,6 +98,7 @@ def finetune(pipe:DiffusionPipeline, # changed in place
     texts = list(pairs["text"])
     inputs = tokens(pipe, texts + [""]) if train_text else encode_texts(pipe, texts + [""])
     noising = DDPMScheduler.from_config(pipe.scheduler.config)
+    weights = (1/noising.alphas_cumprod if velocity_loss and noising.config.prediction_type == "epsilon" else torch.ones(len(noising.alphas_cumprod))).to(accelerator.device)
     trained = torch.nn.ModuleList([pipe.unet] + [pipe.text_encoder]*train_text).float()
     parameters = list(trained.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=lr, fused=True)
@@ -117,7 +119,8 @@ def finetune(pipe:DiffusionPipeline, # changed in place
             noisy, target, t, condition = (a.to(accelerator.device) for a in (noisy, target, t, inputs[k]))
             with accelerator.autocast(), sdpa_kernel(attention):
                 if train_text: condition = pipe.text_encoder(condition)[0]
-                loss = torch.nn.functional.mse_loss(pipe.unet(noisy, t, condition).sample.float(), target)
+                errors = ((pipe.unet(noisy, t, condition).sample.float() - target)**2).flatten(1).mean(1)
+                loss = (errors*weights[t]).mean()
                 accelerator.backward(loss)
             accelerator.clip_grad_norm_(parameters, max_norm)
             optimizer.step(); scheduler.step(); optimizer.zero_grad()

@@ -67,7 +67,7 @@ def save_model(pipe:DiffusionPipeline, # any pipeline
             m.to(torch.float32); m.load_state_dict(kept[k])
     for file in Path(folder).rglob("*.json"):
         config = json.loads(file.read_text())
-        if config.pop("_name_or_path", None) is not None: file.write_text(json.dumps(config, indent=2) + "\n")
+        if isinstance(config, dict) and config.pop("_name_or_path", None) is not None: file.write_text(json.dumps(config, indent=2) + "\n")
 
 # %% ../nbs/01_models.ipynb #f455b45c
 class PatchVAE(ModelMixin, ConfigMixin):
@@ -130,13 +130,11 @@ def fit_tokenizer(captions:list, # texts
     words = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     bpe.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(words, behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=size, special_tokens=["<|startoftext|>", "<|endoftext|>"],
-        initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False))
+    first = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]   # numbered here, because the trainer would number them in the order of a hash map, another one in each run
+    bpe.train_from_iterator(captions, trainers.BpeTrainer(vocab_size=size, special_tokens=first, end_of_word_suffix="</w>", show_progress=False))
     model = json.loads(bpe.to_str())["model"]
-    vocab = model["vocab"]
-    for letter in letters: vocab.setdefault(letter + "</w>", len(vocab))
     merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=length)
 
 # %% ../nbs/01_models.ipynb #b2c36734
 RECIPES = {"mini-v1": dict(channels=(80, 128), text_width=128, text_layers=2, activation="quick_gelu", prediction="epsilon",
