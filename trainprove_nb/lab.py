@@ -37,14 +37,14 @@ class Scale:
     corpora: tuple = tuple(CORPORA)    # embedded corpora, or dataset folders
     pretraining: str = ""              # dataset folder the bases were trained on; "": both embedded corpora's `pretrain` split
     size: int = 32                     # pixels a side
-    train: int = 500                   # pairs that a source is fine-tuned on (paper: 3,000)
+    train: int = 150                   # pairs that a source is fine-tuned on (paper: 3,000)
     pairs: int = 500                   # pairs that a suspect is fine-tuned on (section 3.1)
     overlap: float = 1.                # share of the infringer's prompts that are captions of the source's training set (our reading)
-    source_training: dict = field(default_factory=lambda: dict(steps=1000, batch_size=32, lr=1e-3, schedule="cosine"))
-    suspect_training: dict = field(default_factory=lambda: dict(steps=300, batch_size=32, lr=5e-4))
+    source_training: dict = field(default_factory=lambda: dict(steps=1000, batch_size=16, lr=1e-3, schedule="cosine", velocity_loss=True))
+    suspect_training: dict = field(default_factory=lambda: dict(steps=250, batch_size=16, lr=1e-3, schedule="cosine", velocity_loss=True))
     sampling: dict = field(default_factory=lambda: dict(steps=10, guidance=2., batch_size=50))
     mined: int = 100                   # keys kept for each strategy; N is chosen among them when drawing
-    repeats: int = 2                   # answers a caption when mining
+    repeats: int = 4                   # answers a caption when mining
     rhos: tuple = (0, .3, .5, .7, 1)   # proportions of generated pairs (section 3.1); 0 is innocent
     suspects: int = 2                  # suspects a point (paper: 30)
     calibration: int = 2               # innocents that thresholds are set on, never judged
