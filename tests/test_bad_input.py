@@ -136,7 +136,7 @@ def test_prompts_and_seeds_that_do_not_match():
     refused(lambda: generate(None, ['a fox', None], [1, 2]), 'prompt 1 is None', 'text')
 
 
-KNOBS = {'rhos': ([0, 1.5], 'rho = 1.5', 'give'), 'overlap': (2, '2', 'give'), 'mined': (501, '501', '500', 'ask for 1 to'), 'suspects': (0, 'suspects = 0', 'at least 1'),
+KNOBS = {'rhos': ([0, 1.5], 'rho = 1.5', 'give'), 'overlap': (2, '2', 'give'), 'mined': (151, '151', '150', 'ask for 1 to'), 'suspects': (0, 'suspects = 0', 'at least 1'),
          'pairs': (-3, 'pairs = -3', 'at least 1'), 'calibration': ('two', "calibration = 'two'"), 'train': (300.5, 'train = 300.5'),
          'source_training': ({'step': 3}, 'source_training', "'step'", 'steps'), 'suspect_training': ({'lr': .1, 'steps_': 3}, 'suspect_training', "'steps_'", 'steps'),
          'sampling': ({'guide': 2}, 'sampling', "'guide'", 'guidance'), 'mixed_precision': ('fp8', 'mixed_precision', "'fp8'", 'bf16')}
