@@ -101,4 +101,4 @@ def test_bases_are_trained(name, tmp_path):
     pipe = load_model(str(tmp_path/'base'))
     assert pipe.scheduler.config.prediction_type == RECIPES[name]['prediction']
     assert pipe.unet.config.block_out_channels == list(RECIPES[name]['channels'])
-    with Image.open(tmp_path/'base/samples.png') as sheet: assert sheet.size == (12*98 - 2, 3*98 - 2)  # 36 pictures, magnified by 3
+    with Image.open(tmp_path/'base/samples.png') as sheet: assert sheet.size == (12*66 - 2, 3*66 - 2)  # 36 pictures, magnified by 2

@@ -6,7 +6,7 @@
 __all__ = ['SCALES', 'INNOCENTS', 'SHARES', 'Scale', 'scale_of', 'Source', 'Recipes', 'Lab', 'own_split']
 
 # %% ../nbs/13_lab.ipynb #d72e9d64
-import inspect, json, os, time
+import inspect, json, os, time, warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from multiprocessing import current_process
@@ -261,6 +261,7 @@ class Lab:
         failures = []
         yield from (r for r in wanted.values() if self.store.has(r))
         if not missing: return
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs")   # loky replaces a worker that has grown; here that is routine
         with parallel_config(backend="sequential" if jobs == 1 else backend, n_jobs=jobs):
             for recipe, problem in tqdm(Parallel(return_as="generator", pre_dispatch="all")(delayed(_attempt)(str(self.store.root), r) for r in missing),
                                         total=len(missing), desc=label, unit="artifact", disable=not progress, mininterval=1):
