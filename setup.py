@@ -22,7 +22,7 @@ setup(
     package_data={cfg['lib_path']: [f'weights/**/*.{ext}' for ext in ('safetensors', 'json', 'txt', 'md')]},
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'dask', 'ray')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'dask', 'ray', 'lpips')},
     entry_points={'console_scripts': cfg['console_scripts'].split(),
                   'nbdev': [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,

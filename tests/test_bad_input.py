@@ -1,5 +1,5 @@
 "Bad input gets one sentence that names the value, what is allowed and what to do, before work starts; finished work stays."
-import base64, errno, io, json, re, shutil, threading
+import ast, base64, errno, io, json, re, shutil, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -393,36 +393,53 @@ def test_one_failure_stops_nothing_else(tmp_path):
 
 def test_unknown_corpus_stops_at_the_data(tmp_path):
     recipes, lab = Recipes(scale_of('smoke', corpora=['emoji', str(tmp_path/'cats')])), Lab(str(tmp_path/'lab'))
-    stage = groundwork(recipes, recipes.sources(['mini-v1-emoji', 'mini-v1-cats']))[0]
+    stage = groundwork(recipes, recipes.sources(['mini-v1-emoji', 'mini-v1-cats']))['data']
     refused(lambda: list(lab.build(stage, progress=False)), 'no folder at', 'cats', 'give an imagefolder', error=RuntimeError)
     assert lab.store.has(recipes.train(recipes.sources(['mini-v1-emoji'])[0]))
 
 
 # experiments
 
-def grid(**parameters):
-    "Run Figure 6's notebook up to where its work begins, here and with other parameters."
-    cells = [c for c in nbformat.read(cli.experiments()['fig6'], 4).cells if c.cell_type == 'code']
+def grid(name='fig6', **parameters):
+    "Run an experiment's notebook up to where its work begins, here and with other parameters."
+    cells = [c for c in nbformat.read(cli.experiments()[name], 4).cells if c.cell_type == 'code']
     names = {}
     for c in cells:
-        if '.build(' in c.source: return names
-        exec(c.source, names)
+        for statement in ast.parse(c.source).body:
+            if re.search(r'\b(made|build)\(', ast.unparse(statement)): return names
+            exec(ast.unparse(statement), names)
         if 'parameters' in c.metadata.get('tags', []):
             assert set(parameters) <= set(names)
             names.update(parameters)
     raise AssertionError('the notebook builds nothing')
 
 
-GRID = {'scale': ('huge', "'huge'", 'choose'), 'sources': (['mini-v3'], "'mini-v3'", 'choose'), 'rhos': ([0, 2], 'rho = 2', 'give'), 'metric': ('lpips', "'lpips'", 'choose'),
+GRID = {'scale': ('huge', "'huge'", 'choose'), 'sources': (['mini-v3'], "'mini-v3'", 'choose'), 'rhos': ([0, 2], 'rho = 2', 'give'), 'metric': ('l3', "'l3'", 'choose'), 'strategies': (['luck'], "'luck'", 'choose'),
         'N': (1000, 'N = 1000', 'ask for'), 'delta0': (-1, 'delta0 = -1', 'give'), 'fpr': (2, 'fpr = 2', 'give'), 'suspects': (0, 'suspects = 0', 'at least 1'),
         'knobs': ({'stepz': 1}, "'stepz'", 'choose')}
 
 
-@pytest.mark.parametrize('parameter', GRID)
-def test_figure_checks_its_parameters_before_work(tmp_path, parameter):
-    value, *says = GRID[parameter]
-    refused(lambda: grid(**{'scale': 'smoke', 'lab': str(tmp_path/'lab'), 'out': str(tmp_path/'out'), parameter: value}), *says)
+OTHERS = {'table1': {'discriminators': (['oracle'], "'oracle'", 'choose'), 'shadows': (0, 'shadows = 0', 'at least 1'), 'N': (11, 'N = 11', 'ask for'), 'strategy': ('luck', "'luck'", 'choose')},
+          'table2': {'edges': ([.2, .1], 'edges', 'rising'), 'N': (11, 'N = 11', 'ask for'), 'metric': ('sscd:no.pt', 'no.pt is not there', 'download')},
+          'fig7': {'Ns': ([5, 11], 'N = 11', 'ask for'), 'strategies': (['watermark'], "'watermark'", 'choose')},
+          'hard': {'overlaps': ([2], 'rho = 2', 'give'), 'lengths': ([.1], 'lengths', 'less than one'), 'fpr': (0, 'fpr = 0', 'give')}}
+
+
+@pytest.mark.parametrize('name, parameter, value, says', [('fig6', p, v, says) for p, (v, *says) in GRID.items()] + [(n, p, v, says) for n, ps in OTHERS.items() for p, (v, *says) in ps.items()])
+def test_figure_checks_its_parameters_before_work(tmp_path, name, parameter, value, says):
+    refused(lambda: grid(name, **{'scale': 'smoke', 'lab': str(tmp_path/'lab'), 'out': str(tmp_path/'out'), parameter: value}), *says, error=(ValueError, FileNotFoundError))
     assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
+
+
+def test_claims_without_results(tmp_path):
+    notebook = nbformat.read(cli.experiments()['claims'], 4)
+    names = {}
+    def run():
+        for c in notebook.cells[:6]:
+            if c.cell_type != 'code': continue
+            exec(c.source, names)
+            if 'parameters' in c.metadata.get('tags', []): names['out'] = str(tmp_path/'claims')
+    refused(run, 'no results of fig6, fig7, hard, table1, table2', 'run trainprove figures fig6')
 
 
 def test_figure_does_not_take_N_of_0_for_all(tmp_path):
@@ -474,6 +491,7 @@ def test_command_checks_all_figures_before_the_first(trainprove, monkeypatch, tm
     known = {**cli.experiments(), 'small': tmp_path/'small.ipynb'}
     monkeypatch.setattr(cli, 'experiments', lambda: known)
     sentence(trainprove('fig6', 'small', '-s', 'N=5')[-1], '^Error: small has no parameter .N.', 'choose from scale')
+    sentence(trainprove('all', '-s', 'nonsense=5')[-1], '^Error: no experiment has a parameter .nonsense.', 'trainprove list')
 
 
 def test_output_folder_that_cannot_be_written(trainprove, blocked):

@@ -62,7 +62,11 @@ def test_notebook_runs_and_leaves_nothing(checkout, path):
     assert files(checkout) == before
 
 
-@pytest.mark.parametrize('path', ['nbs/experiments/fig6.ipynb', 'nbs/20_bases.ipynb'])
+EXPERIMENTS = {'fig7': ['fig7.png', 'fig7_calibrated.svg', 'fig7.csv'], 'hard': ['innocents.png', 'base.svg', 'overlap.png', 'leak.png', 'length.png', 'hard.csv'],
+               'table1': ['table1.png', 'table1.csv'], 'table2': ['table2.svg', 'table2.csv']}
+
+
+@pytest.mark.parametrize('path', [f'nbs/experiments/{name}.ipynb' for name in ('fig6', *EXPERIMENTS)] + ['nbs/20_bases.ipynb'])
 def test_help_names_each_parameter_with_its_type(path):
     shown, params = papermill('--help-notebook', path, cwd=ROOT), documented(path)
     assert len(params) > 5
@@ -79,7 +83,7 @@ def figure(checkout):
 
 def test_experiment_runs_as_the_readme_says(figure):
     table = pd.read_csv(figure/'figures/fig6/fig6.csv')
-    expected = {('infringing', 1.): 2, **{(kind, 0.): 2 for kind in (*INNOCENTS, 'calibration')}}  # by two strategies
+    expected = {('infringing', 1.): 4, **{(kind, 0.): 4 for kind in INNOCENTS}, ('calibration', 0.): 3}  # by three strategies, and a watermark that needs no calibration
     assert table.groupby(['kind', 'rho']).size().to_dict() == expected and set(table.source) == {'mini-v1-avatars'}
     parameters = json.loads((figure/'figures/fig6/fig6.json').read_text())['parameters']
     assert parameters['scale'] == 'smoke' and parameters['rhos'] == [0, 1]
@@ -102,3 +106,41 @@ def test_bases_are_trained(name, tmp_path):
     assert pipe.scheduler.config.prediction_type == RECIPES[name]['prediction']
     assert pipe.unet.config.block_out_channels == list(RECIPES[name]['channels'])
     with Image.open(tmp_path/'base/samples.png') as sheet: assert sheet.size == (12*66 - 2, 3*66 - 2)  # 36 pictures, magnified by 2
+
+
+@pytest.fixture(scope='module')
+def results(figure):
+    "The other experiments, beside Figure 6 and on its models; then the claims."
+    for name in (*EXPERIMENTS, 'claims'):
+        papermill(f'nbs/experiments/{name}.ipynb', f'{name}.ipynb', '-p', 'scale', 'smoke', *(SOURCE if name != 'claims' else []), cwd=figure)
+    return figure
+
+
+@pytest.mark.parametrize('name', EXPERIMENTS)
+def test_experiment_leaves_its_files(results, name):
+    folder = results/'figures'/name
+    assert [f for f in (*EXPERIMENTS[name], f'{name}.json') if not (folder/f).is_file()] == []
+    assert json.loads((folder/f'{name}.json').read_text())['parameters']['sources'] == ['mini-v1-avatars']
+
+
+def test_table2_shares_are_shares(results):
+    table = pd.read_csv(results/'figures/table2/table2.csv')
+    ranges = table[[c for c in table if c.startswith('[') or c.endswith('more')]]
+    assert len(ranges.columns) == 5 and ranges.sum(axis=1).round(9).eq(1).all() and len(table) == 4   # ρ = 1 and three kinds of innocents
+
+
+def test_figure_7_agrees_with_figure_6(results):
+    fig6, fig7 = (pd.read_csv(results/f'figures/{name}/{name}.csv') for name in ('fig6', 'fig7'))
+    columns = ['strategy', 'kind', 'rho', 'k', 'N']
+    both = fig6.merge(fig7, on=columns, suffixes=('_6', '_7'))
+    assert len(both) and (both.conf_6 == both.conf_7).all() and (both.mean_distance_6 == both.mean_distance_7).all()
+
+
+def test_claims_hold_every_result(results):
+    page = pd.read_csv(results/'figures/claims/claims.csv')
+    assert set(page.verdict) <= {'reproduced', 'not reproduced', 'open', 'cannot be tested here'}
+    assert {'Figure 6', 'Main result 1', 'Main result 2', 'Table 1', 'Table 2', 'Conclusion', 'Setting'} <= set(page['where'])
+    judged = page[page.verdict.isin(['reproduced', 'not reproduced'])]
+    bars = judged.bar.str[2:].astype(float)
+    held = ((judged.bar.str[0] == '>') & (judged.low > bars)) | ((judged.bar.str[0] == '<') & (judged.high < bars))
+    assert (held == (judged.verdict == 'reproduced')).all()

@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenize
 from trainprove_nb.data import corpus, pixels, read_pairs
 from trainprove_nb.finetune import encode_images, encode_texts, finetune
 from trainprove_nb.generate import PipelineSuspect, generate
+from trainprove_nb.instance import STRATEGIES
 from trainprove_nb.keys import detection_keys, reproduction
 from trainprove_nb.lab import INNOCENTS, Recipes, scale_of
 from trainprove_nb.models import WEIGHTS, load_model, save_model
@@ -237,7 +238,7 @@ def figure(models, data, tmp_path_factory):
     "Figure 6 of two sources: the folder of its results, with the lab in it."
     out = tmp_path_factory.mktemp('figure')
     knobs = dict(bases=[str(models/V1), str(models/V2)], corpora=[str(data/'faces'), str(data/'things')], pretraining=str(data/'laion'), size=64,
-                 train=8, pairs=4, mined=MINED)
+                 train=8, pairs=4, mined=MINED, part=6, prompt_search=dict(steps=1, draws=1))
     papermill.execute_notebook(str(FIG6), str(out/'fig6.ipynb'), progress_bar=False, kernel_name='python3', cwd=str(out), parameters=dict(
         scale='smoke', sources=list(SOURCES), rhos=RHOS, knobs=knobs, lab=str(out/'lab'), out=str(out/'results')))
     return out
@@ -246,19 +247,20 @@ def figure(models, data, tmp_path_factory):
 def test_figure_has_a_row_for_each_model_and_strategy(figure):
     table = pd.read_csv(figure/'results/fig6.csv')
     points = [('infringing', .5), ('infringing', 1.), *((kind, 0.) for kind in INNOCENTS), ('calibration', 0.)]
-    expected = {(source, strategy, *point): 1 for source in SOURCES for strategy in ('detection', 'random') for point in points}
+    expected = {(source, strategy, *point): 1 for source in SOURCES for strategy in (*STRATEGIES, 'watermark') for point in points if (strategy, point[0]) != ('watermark', 'calibration')}
     assert table.groupby(['source', 'strategy', 'kind', 'rho']).size().to_dict() == expected
 
 
 def test_figure_scores_are_shares_of_the_keys(figure):
     table = pd.read_csv(figure/'results/fig6.csv')
     assert (table.N == MINED).all() and set(table.conf*MINED) <= set(range(MINED + 1))
-    assert table.mean_distance.between(table.best_distance, 1).all() and (table.best_distance > 0).all()
+    keyed = table[table.strategy != 'watermark']
+    assert keyed.mean_distance.between(keyed.best_distance, 1).all() and (keyed.best_distance > 0).all()
 
 
 def test_figure_measured_different_models(figure):
     table = pd.read_csv(figure/'results/fig6.csv')
-    for (source, strategy), part in table.groupby(['source', 'strategy']): assert part.mean_distance.is_unique, (source, strategy)
+    for (source, strategy), part in table[table.strategy != 'watermark'].groupby(['source', 'strategy']): assert part.mean_distance.is_unique, (source, strategy)
 
 
 def test_figure_files(figure):
@@ -266,21 +268,21 @@ def test_figure_files(figure):
     drawn = {f'{name}.{ending}' for name in ('fig6', 'fig6_calibrated') for ending in ('png', 'svg')}
     assert {p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_file()} == drawn | {'fig6.csv', 'fig6.json'}
     summary = json.loads((out/'fig6.json').read_text())
-    assert summary['parameters']['sources'] == list(SOURCES) and len(summary['points']) == 2*2*5  # calibration is not shown
+    assert summary['parameters']['sources'] == list(SOURCES) and len(summary['points']) == 2*4*5  # calibration is not shown
 
 
 def test_figure_keys_are_the_users_own_pictures(figure, data):
     own = {name: {i.tobytes() for i in pixels(read_pairs(data/name, 64))} for name in ('faces', 'laion')}
     found = [{i.tobytes() for i in pixels(Dataset.from_parquet(str(p)))} for p in (figure/'lab'/'keys').glob('*/pairs.parquet')]
-    assert len(found) == 2*len(SOURCES) and all(len(f) == MINED for f in found)
-    assert [sum(f <= own[name] for f in found) for name in SOURCES.values()] == [2, 2]
+    assert len(found) == 3*len(SOURCES) and all(len(f) == MINED for f in found)
+    assert [sum(f <= own[name] for f in found) for name in SOURCES.values()] == [3, 3]
 
 
 def test_figure_answers_have_the_size_asked_for(figure):
     answers = [np.load(p) for p in (figure/'lab'/'answers').glob('*/array.npy')]
-    assert {a.shape for a in answers} == {(MINED, 64, 64, 3)} and len(answers) == 2*6*len(SOURCES)
+    assert {a.shape for a in answers} == {(MINED, 64, 64, 3)} and len(answers) == len(SOURCES)*(3*6 + 2 + 3)  # six models, two that learnt from marked pictures, and the source itself
 
 
 def test_figure_models_keep_their_scheduler(figure):
     kept = [json.loads(p.read_text())['_class_name'] for p in (figure/'lab'/'model').glob('*/scheduler/scheduler_config.json')]
-    assert sorted(kept) == ['DDIMScheduler']*6 + ['PNDMScheduler']*7  # suspects of both, and the source that was fine-tuned
+    assert sorted(kept) == ['DDIMScheduler']*8 + ['PNDMScheduler']*9  # suspects of both, with and without watermark, and the source that was fine-tuned

@@ -22,8 +22,9 @@ def experiments_folder() -> Path:
     return folder
 
 def experiments() -> dict: # name -> path
-    "All experiment notebooks, by name."
-    return {p.stem: p for p in sorted(experiments_folder().glob("*.ipynb")) if any("parameters" in c.metadata.get("tags", []) for c in nbformat.read(p, 4).cells)}
+    "All experiment notebooks, by name; the claims, which read what the others found, come last."
+    found = sorted(experiments_folder().glob("*.ipynb"), key=lambda p: (p.stem == "claims", p.stem))
+    return {p.stem: p for p in found if any("parameters" in c.metadata.get("tags", []) for c in nbformat.read(p, 4).cells)}
 
 # %% ../nbs/16_cli.ipynb #bc53acdd
 def check_parameters(notebook:Path, # an experiment
@@ -94,17 +95,20 @@ def figures(names, scale, jobs, out, lab, settings):
     trainprove figures fig6 --jobs 2 -s "sources=[mini-v1-avatars]"
     trainprove figures fig6 -s delta0=0.2 -s N=20      redraws in seconds
 
+    With all of them, a setting goes to those that have the parameter.
     A run that is killed goes on where it was when started again.
     """
-    known = experiments()
-    names = list(known) if not names or "all" in names else names
+    known, everything = experiments(), not names or "all" in names
+    names = list(known) if everything else names
     for name in names:
         if name not in known: raise click.ClickException(f"unknown figure {name!r}: choose from {', '.join(known)}, all")
     if managed := {"scale", "jobs", "lab", "out"} & set(settings): raise click.ClickException(f"{sorted(managed)[0]} has an option of its own: use --{sorted(managed)[0]}")
-    for name in names: check_parameters(known[name], settings)
+    takes = {name: {k: v for k, v in settings.items() if not everything or k in papermill.inspect_notebook(str(known[name]))} for name in names}
+    for name in names: check_parameters(known[name], takes[name])
+    if lost := set(settings).difference(*takes.values()): raise click.ClickException(f"no experiment has a parameter {sorted(lost)[0]!r}: see trainprove list")
     for name in names:
         click.echo(f"{name} at scale {scale}")
-        executed = run_experiment(known[name], {"scale": scale, "jobs": jobs, "lab": str(lab.resolve()), **settings}, out.resolve()/scale/name)
+        executed = run_experiment(known[name], {"scale": scale, "jobs": jobs, "lab": str(lab.resolve()), **takes[name]}, out.resolve()/scale/name)
         click.echo(f"{name}: {executed.parent}")
 
 # %% ../nbs/16_cli.ipynb #5830619f

@@ -27,7 +27,9 @@ from .generate import PRECISIONS, PipelineSuspect, ask, generate
 from .keys import detection_keys, random_keys, reproduction
 from .mix import check_rho, mix
 from .models import MINI, load_model, model_path, save_model
+from .prompts import optimise_prompts
 from .store import Store, _digest, recipe_name, seed_of
+from .watermark import draw_message, embed
 
 # %% ../nbs/13_lab.ipynb #691bf6f9
 @dataclass(frozen=True)
@@ -45,20 +47,24 @@ class Scale:
     sampling: dict = field(default_factory=lambda: dict(steps=10, guidance=2., batch_size=50))
     mined: int = 100                   # keys kept for each strategy; N is chosen among them when drawing
     repeats: int = 4                   # answers a caption when mining
+    part: int = 60                     # training pairs whose prompts Strategy 2 optimises: a small random part
+    prompt_search: dict = field(default_factory=lambda: dict(steps=60))
+    strength: float = .04              # RMS change of a pixel by the watermark, of 1
     rhos: tuple = (0, .3, .5, .7, 1)   # proportions of generated pairs (section 3.1); 0 is innocent
     suspects: int = 2                  # suspects a point (paper: 30)
     calibration: int = 2               # innocents that thresholds are set on, never judged
+    shadows: int = 2                   # shadow models of each kind, which a discriminator learns from (paper: s = 10)
     mixed_precision: str = "auto"      # "no", "fp16", "bf16", or "auto": `finetune.fast_precision`
     threads: int = 1                   # CPU threads a worker: part of what makes bytes repeat
 
 SCALES = {
     "smoke": Scale(train=24, pairs=20, source_training=dict(steps=4, batch_size=4, lr=1e-3), suspect_training=dict(steps=2, batch_size=4, lr=5e-4),
-                   sampling=dict(steps=2, guidance=2., batch_size=50), mined=10, repeats=1, rhos=(0, 1), suspects=1, calibration=1, mixed_precision="no"),
+                   sampling=dict(steps=2, guidance=2., batch_size=50), mined=10, repeats=1, part=12, prompt_search=dict(steps=2, draws=1), rhos=(0, 1), suspects=1, calibration=1, shadows=1, mixed_precision="no"),
     "mini": Scale(),
-    "gpu": Scale(suspects=30, calibration=10),
+    "gpu": Scale(suspects=30, calibration=10, shadows=10),
     "paper": Scale(bases=("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1"), corpora=("data/celeba-dialog-hq", "data/cc3m"),
                    pretraining="data/laion", size=512, train=3000, source_training=dict(steps=3000, batch_size=2, lr=2e-6), suspect_training=dict(steps=3000, batch_size=2, lr=2e-6),
-                   sampling=dict(steps=50, guidance=7.5, batch_size=8), suspects=30, calibration=10, mixed_precision="fp16"),
+                   sampling=dict(steps=50, guidance=7.5, batch_size=8), part=300, prompt_search=dict(steps=200, batch_size=4), suspects=30, calibration=10, shadows=10, mixed_precision="fp16"),
 }
 
 def scale_of(name:str, # a key of `SCALES`
@@ -77,13 +83,14 @@ def scale_of(name:str, # a key of `SCALES`
     scale = replace(scale, rhos=tuple(dict.fromkeys(check_rho(rho) for rho in scale.rhos)))
     for knob, least in (("rhos", 1), ("bases", 1), ("corpora", 2)):
         if len(getattr(scale, knob)) < least: raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}")
-    for knob, maker in (("source_training", finetune), ("suspect_training", finetune), ("sampling", generate)):
-        known = list(inspect.signature(maker).parameters)
-        if unknown := set(getattr(scale, knob)) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known[2:])}")
+    for knob, maker in (("source_training", finetune), ("suspect_training", finetune), ("sampling", generate), ("prompt_search", optimise_prompts)):
+        known = [n for n, p in inspect.signature(maker).parameters.items() if p.default is not p.empty]
+        if unknown := set(getattr(scale, knob)) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known)}")
     if scale.mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(PRECISIONS)}, auto")
     check_rho(scale.overlap)
     if not 0 < scale.mined <= scale.train: raise ValueError(f"mined = {scale.mined} keys of train = {scale.train} pairs: ask for 1 to {scale.train}")
-    for knob in ("suspects", "calibration", "pairs", "train", "repeats", "threads"):
+    if not 0 < scale.part <= scale.train: raise ValueError(f"part = {scale.part} of train = {scale.train} pairs: ask for 1 to {scale.train}")
+    for knob in ("suspects", "calibration", "shadows", "pairs", "train", "repeats", "threads"):
         if getattr(scale, knob) < 1: raise ValueError(f"{knob} = {getattr(scale, knob)}: at least 1 is needed")
     return scale
 
@@ -142,44 +149,66 @@ class Recipes:
     def _tuned(self, start, pairs, training, seed):
         return {"kind": "model", "start": start, "pairs": pairs, "training": {**training, "mixed_precision": self.scale.mixed_precision, "seed": seed}, "threads": self.scale.threads}
 
-    def generated(self, source, k):
-        "What the k-th infringer got from the source: prompts of the training set, or unseen ones where `overlap` is below 1."
+    def generated(self, source, k, use="suspect", marked=False):
+        "What the k-th infringer got from the source: prompts of the training set, or unseen ones where `overlap` is below 1; `marked`: with the owner's watermark."
         s, known = self.scale, round(self.scale.overlap*self.scale.pairs)
-        return {"kind": "generated", "model": self.source(source), "prompts": [self.train(source), self.real(source.corpus, "evaluation", s.pairs - known)] if known < s.pairs else [self.train(source)],
-                "shares": [known, s.pairs - known], "role": ["suspect data", source.name, k], "sampling": self.sampling, "threads": s.threads}
+        plain = {"kind": "generated", "model": self.source(source), "prompts": [self.train(source), self.real(source.corpus, "evaluation", s.pairs - known)] if known < s.pairs else [self.train(source)],
+                 "shares": [known, s.pairs - known], "role": [f"{use} data", source.name, k], "sampling": self.sampling, "threads": s.threads}
+        return {"kind": "marked", "generated": plain, "secret": list(self.secret(source)), "strength": s.strength} if marked else plain
 
-    def suspect(self, source, rho, k): # rho > 0
-        "The k-th infringing suspect at ρ, fine-tuned from the source's base."
-        pool = self.real(source.corpus, "real", 3*self.scale.pairs)
-        data = {"kind": "mix", "generated": self.generated(source, k), "real": pool, "rho": rho, "n": self.scale.pairs, "seed": seed_of("mix", source.name, rho, k)}
-        return self._tuned(self.base(source.base), data, self.scale.suspect_training, seed_of("suspect", source.name, rho, k))
+    def suspect(self, source, rho, k, use="suspect", marked=False, base=None): # rho > 0
+        "The k-th infringing suspect at ρ, fine-tuned from the source's base or another; with use \"shadow\", on generations, real pictures and seeds of its own."
+        role = (use, source.name, rho, k) + (() if base is None else (Path(base).name,))
+        pool = self.real(source.corpus, "real" if use == "suspect" else "calibration", 3*self.scale.pairs)
+        data = {"kind": "mix", "generated": self.generated(source, k, use, marked), "real": pool, "rho": rho, "n": self.scale.pairs, "seed": seed_of("mix", *role[use == "suspect":])}
+        return self._tuned(self.base(base or source.base), data, self.scale.suspect_training, seed_of(*role))
 
-    def innocent(self, source, kind, k):
-        "The k-th innocent of a kind of `INNOCENTS`, from the source's base."
-        s = self.scale
-        if kind == "same data": data = self.train(source)
+    def innocent(self, source, kind, k, use="suspect"):
+        "The k-th innocent of a kind of `INNOCENTS`, from the source's base; with use \"shadow\", on real pictures and seeds of its own, as far as the kind has others."
+        s, shadow = self.scale, use == "shadow"
+        if kind == "same data": data, role = self.train(source), "same data shadow" if shadow else "same data"
         else:
-            name = self.other(source) if kind == "other corpus" else source.corpus
-            pool = self.real(name, "calibration" if kind == "calibration" else "real", 3*s.pairs)
-            data = {"kind": "mix", "real": pool, "rho": 0, "n": s.pairs, "seed": seed_of("mix", kind == "calibration", name, k)}
-        return self._tuned(self.base(source.base), data, s.suspect_training, seed_of("innocent", kind if kind in ("same data", "calibration") else "real", Path(source.base).name, k))
+            name, role = self.other(source) if kind == "other corpus" else source.corpus, "calibration" if shadow else "real"
+            data = {"kind": "mix", "real": self.real(name, role, 3*s.pairs), "rho": 0, "n": s.pairs, "seed": seed_of("mix", shadow, name, k)}
+        return self._tuned(self.base(source.base), data, s.suspect_training, seed_of("innocent", role, Path(source.base).name, k))
 
     def other(self, source):
         "A corpus that is not the source's. A plain source has all of them: for it, the last one alone."
         return [c for c in self.scale.corpora if c != source.corpus][-1]
 
-    def reproduction(self, source, metric="rms"):
-        "How closely the source reproduces its training set, on seeds of its own."
-        return {"kind": "reproduction", "model": self.source(source), "pairs": self.train(source), "repeats": self.scale.repeats, "metric": metric,
-                "role": ["mining", source.name], "sampling": self.sampling, "threads": self.scale.threads}
+    def prompts(self, source):
+        "A small random part of the training set under prompts optimised through the source (Strategy 2)."
+        s = self.scale
+        return {"kind": "prompts", "model": self.source(source), "pairs": self.train(source), "n": s.part, "threads": s.threads,
+                "search": {**s.prompt_search, "mixed_precision": s.mixed_precision, "seed": seed_of("prompts", source.name)}}
+
+    def reproduction(self, source, strategy="detection", metric="rms"):
+        "How closely the source reproduces its training set, on seeds of its own; for strategy \"generation\", from optimised prompts; for \"leak\", on what the first infringer was given."
+        if strategy == "leak": return {"kind": "leak", "pairs": self.train(source), "generated": self.generated(source, 0), "metric": metric}
+        optimised = strategy == "generation"
+        return {"kind": "reproduction", "model": self.source(source), "pairs": self.prompts(source) if optimised else self.train(source), "repeats": self.scale.repeats, "metric": metric,
+                "role": ["mining", source.name] + ["generation"]*optimised, "sampling": self.sampling, "threads": self.scale.threads}
 
     def keys(self, source, strategy, metric="rms"):
-        "Key samples of a strategy: \"detection\" or \"random\"."
-        return {"kind": "keys", "strategy": strategy, "pairs": self.train(source), "reproduction": self.reproduction(source, metric), "N": self.scale.mined, "seed": seed_of("random keys", source.name)}
+        "Key samples of a strategy: \"detection\", \"generation\" or \"random\"; \"leak\" is the mistake of mining on a suspect's own training set, to show what it does."
+        found = self.reproduction(source, strategy, metric)
+        return {"kind": "keys", "strategy": strategy, "pairs": found["pairs"], "reproduction": found, "N": self.mined(strategy), "seed": seed_of("random keys", source.name)}
+
+    def mined(self, strategy):
+        "How many keys of a strategy there are."
+        return min(self.scale.mined, self.scale.part) if strategy == "generation" else self.scale.mined
 
     def answers(self, model, source, strategy):
         "What a model answers to a source's key prompts of one strategy."
         return {"kind": "answers", "model": model, "keys": self.keys(source, strategy), "role": ["answers", source.name, strategy], "sampling": self.sampling, "threads": self.scale.threads}
+
+    def own(self, source, strategy, r):
+        "What the source itself answers to its key prompts, the r-th time: never given to anybody."
+        return {**self.answers(self.source(source), source, strategy), "role": ["own answers", source.name, strategy, r]}
+
+    def secret(self, source):
+        "The seeds of a source's secret: of its message, and of the carriers."
+        return seed_of("message", source.name), seed_of("carriers", source.name)
 
 INNOCENTS = ("disjoint data", "same data", "other corpus")
 
@@ -228,21 +257,42 @@ class Lab:
         (folder/"losses.json").write_text(json.dumps(losses))
 
     def _make_generated(self, r, folder, scratch):
-        rng, prompts = np.random.default_rng(seed_of(*r["role"])), []
+        rng, prompts, known = np.random.default_rng(seed_of(*r["role"])), [], set()
         for recipe, share in zip(r["prompts"], r["shares"]):
-            texts = list(self.pairs(recipe)["text"])
+            texts = [t for t in self.pairs(recipe)["text"] if t not in known]
+            known |= set(texts)
+            if not share: continue
             prompts += [texts[i] for i in np.concatenate([rng.permutation(len(texts)) for _ in range(-(-share//len(texts)))])[:share]]
         images = ask(self._suspect(r["model"], r["threads"], r["sampling"]), prompts, [seed_of(*r["role"], i) for i in range(len(prompts))])
         pairs(list(images), prompts).to_parquet(str(folder/"pairs.parquet"))
+
+    def _make_marked(self, r, folder, scratch):
+        clean, (message, seed) = self.pairs(r["generated"]), r["secret"]
+        pairs(list(embed(pixels(clean), draw_message(message), seed, r["strength"])), list(clean["text"])).to_parquet(str(folder/"pairs.parquet"))
+
+    def _make_prompts(self, r, folder, scratch):
+        torch.set_num_threads(r["threads"])
+        train = self.pairs(r["pairs"])
+        part = train.select(np.random.default_rng(r["search"]["seed"]).permutation(len(train))[:r["n"]])
+        found = optimise_prompts(self.model(r["model"]), part, **r["search"])
+        part = part.rename_column("text", "caption")
+        for name, values in found.items(): part = part.add_column(name, values)
+        part.to_parquet(str(folder/"pairs.parquet"))
 
     def _make_reproduction(self, r, folder, scratch):
         train = self.pairs(r["pairs"])
         seeds = [[seed_of(*r["role"], k, i) for i in range(len(train))] for k in range(r["repeats"])]
         np.save(folder/"array.npy", reproduction(self._suspect(r["model"], r["threads"], r["sampling"]), train, seeds, r["metric"]))
 
+    def _make_leak(self, r, folder, scratch):
+        train, given = self.pairs(r["pairs"]), self.pairs(r["generated"])
+        d, texts, pictures, originals = distance(r["metric"]), np.array(given["text"]), pixels(given), pixels(train)
+        found = [pictures[texts == text] for text in train["text"]]
+        np.save(folder/"array.npy", np.array([d(x, np.repeat(original[None], len(x), 0)).mean() if len(x) else np.inf for x, original in zip(found, originals)]))
+
     def _make_keys(self, r, folder, scratch):
         train, distances = self.pairs(r["pairs"]), self.array(r["reproduction"])
-        keys = detection_keys(train, distances, r["N"]) if r["strategy"] == "detection" else random_keys(train, distances, r["N"], r["seed"])
+        keys = random_keys(train, distances, r["N"], r["seed"]) if r["strategy"] == "random" else detection_keys(train, distances, r["N"])
         keys.to_parquet(str(folder/"pairs.parquet"))
 
     def _make_answers(self, r, folder, scratch):
