@@ -27,10 +27,10 @@ def examples(answers:np.ndarray, # a model's answers to the key prompts, uint8 (
     if not answers.shape == keys.shape == source.shape: raise ValueError(f"answers {answers.shape}, keys {keys.shape} and the source's answers {source.shape} cannot be laid side by side: bring them to one number and size")
     return np.stack([answers, keys, source], 1)
 
-# %% ../nbs/08_discriminator.ipynb #ee633a84
+# %% ../nbs/08_discriminator.ipynb #244b34bf
 class SmallResNet(ClassifierMixin, BaseEstimator):
     "A ResNet for small pictures as a scikit-learn classifier; X uint8 (n, height, width, 3). The rarer class counts more, so that both weigh the same."
-    def __init__(self, epochs:int=6, lr:float=1e-3, batch_size:int=64, seed:int=0): self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
+    def __init__(self, epochs:int=40, lr:float=1e-3, batch_size:int=64, seed:int=0): self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
     def _tensor(self, X): return torch.from_numpy(np.ascontiguousarray(X)).permute(0, 3, 1, 2).float()/127.5 - 1
 
