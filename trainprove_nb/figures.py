@@ -111,6 +111,7 @@ def conf_figure(table:pd.DataFrame, # rows of `instance.measure`, several source
     fig.legend(handles=lines + marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     fixed = "".join(f", δ0 = {d:g}" for d in table.delta0.dropna().unique())
     fig.suptitle(f"conf on N = {int(table.N.max())} key samples{', δ0 calibrated on other innocents' if score == 'conf_calibrated' else fixed}; bars: 95% interval of the mean", fontsize=9)
+    fig.draw_without_rendering(); fig.set_layout_engine("none")   # lay out once, not at every saving
     return fig
 
 # %% ../nbs/15_figures.ipynb #4a672f48

@@ -65,13 +65,13 @@ def sampling_loss(pipe:DiffusionPipeline, z:torch.Tensor, condition:torch.Tensor
 
 OBJECTIVES = {"denoising": denoising_loss, "sampling": sampling_loss}
 
-# %% ../nbs/06b_prompts.ipynb #69a4eb73
+# %% ../nbs/06b_prompts.ipynb #c9585ce0
 def optimise_prompts(pipe:DiffusionPipeline, # the source; its weights stay as they are
                      train:Dataset, # n of its training pairs
                      steps:int=60, # of descent
                      lr:float=.03, # of AdamW, on the embeddings
                      objective:str="denoising", # a key of `OBJECTIVES`
-                     project:bool=True, # at every step; False: only when prompts are compared
+                     project:bool=False, # read the nearest words at every step; False: only when prompts are compared
                      draws:int=8, # noise draws on which prompts are compared
                      batch_size:int=50, # pairs at a time
                      mixed_precision:str="no", # "no", "fp16" or "bf16"
