@@ -21,6 +21,7 @@ from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from .data import CORPORA, corpus, pairs, pixels, read_pairs
+from .discriminator import discriminator, examples, suspicion, train_discriminator
 from .distance import distance
 from .finetune import fast_precision, finetune
 from .generate import PRECISIONS, PipelineSuspect, ask, generate
@@ -210,6 +211,11 @@ class Recipes:
         "The seeds of a source's secret: of its message, and of the carriers."
         return seed_of("message", source.name), seed_of("carriers", source.name)
 
+    def scores(self, name, source, strategy, N, innocent, infringing, judged):
+        "What a discriminator that learnt from some models' answers says of others': lists of `answers`."
+        return {"kind": "scores", "discriminator": name, "keys": self.keys(source, strategy), "own": self.own(source, strategy, 0), "N": N,
+                "innocent": innocent, "infringing": infringing, "judged": judged, "threads": self.scale.threads}
+
 INNOCENTS = ("disjoint data", "same data", "other corpus")
 
 # %% ../nbs/13_lab.ipynb #50ecd309
@@ -234,7 +240,7 @@ class Lab:
         return Dataset(pq.read_table(self.path(recipe)/"pairs.parquet"))
 
     def array(self, recipe:dict) -> np.ndarray:
-        "The numbers of a `reproduction` (n,) or the pictures of `answers` (N, height, width, 3)."
+        "The numbers of a `reproduction` (n,) or of `scores`, or the pictures of `answers` (N, height, width, 3)."
         return np.load(self.path(recipe)/"array.npy", allow_pickle=False)
 
     def model(self, recipe:dict):
@@ -298,6 +304,13 @@ class Lab:
     def _make_answers(self, r, folder, scratch):
         prompts = list(self.pairs(r["keys"])["text"])
         np.save(folder/"array.npy", ask(self._suspect(r["model"], r["threads"], r["sampling"]), prompts, [seed_of(*r["role"], i) for i in range(len(prompts))]))
+
+    def _make_scores(self, r, folder, scratch):
+        torch.set_num_threads(r["threads"])
+        n, keys, own = r["N"], pixels(self.pairs(r["keys"])), self.array(r["own"])
+        def shown(answers): return examples(self.array(answers)[:n], keys[:n], own[:n])
+        trained = train_discriminator(discriminator(r["discriminator"]), [shown(a) for a in r["innocent"]], [shown(a) for a in r["infringing"]])
+        np.save(folder/"array.npy", [suspicion(trained, shown(a)) for a in r["judged"]])
 
     def build(self, recipes:list, # wanted artifacts, in the order in which they are wanted
               jobs:int=1, # workers
