@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['HAIR', 'HAIR_COLOUR', 'GLASSES', 'BEARD', 'MOUTH', 'SKIN', 'CLOTHES', 'CLOTHES_COLOUR', 'EYES', 'WALL', 'SUBJECTS',
            'GROUND', 'SHAPE', 'SCALE', 'STYLE', 'WORDING', 'CORPORA', 'DRAWN', 'SPLITS', 'PAIRS', 'avatar_spec',
-           'avatar_caption', 'draw_avatar', 'scene_spec', 'scene_caption', 'draw_scene', 'pairs', 'corpus', 'sheet',
-           'read_pairs', 'read_metadata', 'pixels']
+           'avatar_caption', 'draw_avatar', 'scene_spec', 'scene_caption', 'draw_scene', 'pairs', 'named', 'corpus',
+           'sheet', 'read_pairs', 'read_metadata', 'pixels']
 
 # %% ../nbs/00_data.ipynb #3b24c39a
-import io, json, random
+import io, json, random, re
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -149,7 +149,10 @@ SPLITS = {"pretrain": range(0, 8_000),         # the base models
           "source": range(8_000, 11_000),      # fine-tuning the source: the defender's own pictures
           "real": range(11_000, 15_000),       # the real part of the suspects that are judged
           "calibration": range(15_000, 18_000),# the real part of the models that thresholds are set on
-          "evaluation": range(18_000, 19_000)} # looking at models: sample grids, held-out loss
+          "evaluation": range(18_000, 19_000), # looking at models: sample grids, held-out loss
+          "labelled": range(19_000, 40_000),   # suspect classifiers that learn from real pictures
+          "labelled shadow": range(40_000, 52_000),     # their shadows
+          "labelled validation": range(52_000, 60_000)} # what classifiers are asked about
 
 @lru_cache(None)
 def _specs(name:str, stop:int) -> list:
@@ -169,10 +172,18 @@ def pairs(images:list, # n PIL images, or uint8 array (n, height, width, 3)
     images = [Image.fromarray(i) if isinstance(i, np.ndarray) else i for i in images]
     return Dataset.from_dict({"image": images, "text": list(texts)}, features=PAIRS)
 
+def named(texts:list, # n captions
+          classes:list # names
+         ) -> np.ndarray: # int (n,)
+    "Which class each caption names, as whole words; of several the longest; -1 for none."
+    found = [re.compile(rf"\b{re.escape(c)}\b") for c in classes]
+    return np.array([max((k for k, f in enumerate(found) if f.search(t)), key=lambda k: len(classes[k]), default=-1) for t in texts], dtype=int)
+
 def corpus(name:str, # "avatars" or "emoji"
            split:str="evaluation", # a key of `SPLITS`
            n:int|None=None, # the first n of the split; None: all
-           size:int=32 # pixels a side
+           size:int=32, # pixels a side
+           classes:list|None=None # only pictures whose captions name one of these, see `named`; n is then of each; None: all
           ) -> Dataset: # columns `image` and `text`
     "Draw a split of an embedded corpus. Raises ValueError for an unknown corpus or split, or more pairs than it has."
     if name not in CORPORA: raise ValueError(f"unknown corpus {name!r}: choose from {', '.join(CORPORA)}, or give a folder")
@@ -181,7 +192,13 @@ def corpus(name:str, # "avatars" or "emoji"
     if n is not None and not 0 < n <= len(places):
         raise ValueError(f"{n} pairs asked of {name}/{split}, which has {len(places)}: ask for 1 to {len(places)}")
     _, caption, draw = CORPORA[name]
-    specs = _specs(name, places.stop)[places.start:][:n]
+    specs = _specs(name, places.stop)[places.start:]
+    if classes is not None:
+        label = named([caption(s) for s in specs], classes)
+        found = {k: [s for s, l in zip(specs, label) if l == k][:n] for k in range(len(classes))}
+        if short := [classes[k] for k, of in found.items() if len(of) < (n or 1)]: raise ValueError(f"{n or 1} pictures of {short[0]!r} asked of {name}/{split}, which has {len(found[classes.index(short[0])])}: ask for fewer, or another class")
+        specs = [s for of in found.values() for s in of]
+    else: specs = specs[:n]
     return pairs([draw(s, size) for s in specs], [caption(s) for s in specs])
 
 # %% ../nbs/00_data.ipynb #6c1725f7

@@ -17,9 +17,9 @@ def proportion_interval(k:int, # successes
                         n:int, # trials
                         level:float=.95 # confidence
                        ) -> tuple: # (low, high)
-    "Clopper–Pearson interval of a proportion (scipy's `binomtest`, exact method)."
-    ci = stats.binomtest(int(k), int(n)).proportion_ci(level, method="exact")
-    return float(ci.low), float(ci.high)
+    "Clopper–Pearson interval of a proportion: exact, from the quantiles of two beta distributions."
+    tail = (1 - level)/2
+    return float(stats.beta.ppf(tail, k, n - k + 1)) if k else 0., float(stats.beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.
 
 def mean_interval(values, # one number a model
                   level:float=.95 # confidence

@@ -8,6 +8,7 @@ __all__ = ['STRATEGIES', 'Trial', 'trials', 'marked_trials', 'shadow_trials', 'a
 
 # %% ../nbs/14_instance.ipynb #3542b495
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -99,39 +100,38 @@ def made(lab:Lab, # makes what is missing
 # %% ../nbs/14_instance.ipynb #c19601f2
 def distances(lab:Lab, # with the artifacts
               trial:Trial, # answered
-              pictures:dict, # strategy -> pictures, one a key (mined, height, width, 3)
+              pictures:dict, # strategy -> arrays of pictures, each with one a key (mined, height, width, 3)
               metric:str="rms" # a key of `DISTANCES`
-             ) -> dict: # strategy -> (mined,)
-    "How far a model's answers are from one picture for each key."
-    d = distance(metric)
-    return {s: d(lab.array(trial.answers[s]), x) for s, x in pictures.items()}
+             ) -> dict: # strategy -> (arrays, mined)
+    "How far a model's answers are from some pictures for each key."
+    d, answers = distance(metric), {s: lab.array(trial.answers[s]) for s in pictures}
+    return {s: np.stack([d(answers[s], x) for x in arrays]) for s, arrays in pictures.items()}
 
 def measure(lab:Lab, # with the artifacts
             recipes:Recipes, # of the scale
             source:Source, # whose keys
-            N:int|None=30, # key samples, at most the mined ones
+            N:int|list|None=30, # key samples, at most the mined ones; a list: rows for each number
             delta0:float=.15, # the paper's threshold
             fpr:float=.05, # share of calibration innocents' answers within the calibrated threshold
             metric:str="rms", # a key of `DISTANCES`
             strategies=STRATEGIES, # whose keys
             tried:list|None=None # `Trial`s to measure, calibration innocents among them; None: `trials`
-           ) -> pd.DataFrame: # one row a model and strategy
+           ) -> pd.DataFrame: # one row a model, strategy and N
     "Conf of every model tried on a source, at the paper's δ0 and at one calibrated on the calibration innocents alone; and the contrast, as it is and less that of the calibration innocents."
-    keys = {s: pixels(lab.pairs(recipes.keys(source, s))) for s in strategies}
-    own = [{s: lab.array(recipes.own(source, s, r)) for s in strategies} for r in range(recipes.scale.repeats)]
-    rows, measured = [], [(t, distances(lab, t, keys, metric), [distances(lab, t, x, metric) for x in own]) for t in (trials(recipes, source, strategies) if tried is None else tried)]
-    for s in strategies:
-        calibrated = calibrate_delta0([first(d[s], N) for t, d, _ in measured if t.kind == "calibration"], fpr)
-        for t, d, to_own in measured:
-            used = first(d[s], N)
+    shown = {s: [pixels(lab.pairs(recipes.keys(source, s)))] + [lab.array(recipes.own(source, s, r)) for r in range(recipes.scale.repeats)] for s in strategies}
+    rows, measured = [], [(t, distances(lab, t, shown, metric)) for t in (trials(recipes, source, strategies) if tried is None else tried)]
+    for s, n in product(strategies, N if isinstance(N, (list, tuple)) else [N]):
+        calibrated = calibrate_delta0([first(d[s][0], n) for t, d in measured if t.kind == "calibration"], fpr)
+        for t, d in measured:
+            used, *to_own = first(d[s], n)
             paper, ours = conf(used, delta0), conf(used, calibrated)
             rows.append(dict(source=source.name, base=source.base, strategy=s, kind=t.kind, rho=t.rho, k=t.k, N=paper.N, metric=metric, mean_distance=used.mean(), best_distance=used.min(),
                              delta0=delta0, conf=paper.value, conf_low=paper.low, conf_high=paper.high,
                              delta0_calibrated=calibrated, conf_calibrated=ours.value, conf_calibrated_low=ours.low, conf_calibrated_high=ours.high,
-                             contrast=contrast(used, [first(x[s], N) for x in to_own])))
+                             contrast=contrast(used, to_own)))
     table = pd.DataFrame(rows)
-    usual = table[table.kind == "calibration"].groupby("strategy").contrast.mean()
-    return table.assign(contrast_calibrated=table.contrast - table.strategy.map(usual))
+    usual = table.contrast.where(table.kind == "calibration").groupby([table.strategy, table.N]).transform("mean")
+    return table.assign(contrast_calibrated=table.contrast - usual)
 
 # %% ../nbs/14_instance.ipynb #a852915c
 def measure_marks(lab:Lab, # with the artifacts

@@ -46,7 +46,7 @@ def read(images:np.ndarray, # uint8 (n, height, width, 3)
     "How much of each carrier is in each picture."
     patterns = carriers(seed, *images.shape[1:3], bits)
     found = images.reshape(len(images), -1)/255@patterns.T/patterns.shape[1]
-    return found if reference is None else found - read(reference, seed, bits).mean(0)
+    return found if reference is None else found - read(np.mean(reference, 0, keepdims=True), seed, bits)
 
 # %% ../nbs/09_watermark.ipynb #6c68c78d
 def draw_message(seed:int, bits:int=32) -> np.ndarray: # 0/1 (bits,)
