@@ -40,7 +40,7 @@ venv: .venv/installed
 .venv/installed: settings.ini setup.py constraints.txt
 	@echo 'Installing into .venv, which takes some minutes the first time'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt
 	@touch $@
 
 figures: venv

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/04b_classifiers.ipynb #f13c8690
+# %% ../nbs/04b_classifiers.ipynb #03ba8003
 ARCHITECTURES = {
     "resnet": ("resnet", dict(embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic")),
     "resnet-deep": ("resnet", dict(embedding_size=32, hidden_sizes=[64, 128, 256], depths=[2, 2, 2], layer_type="bottleneck")),
@@ -41,7 +41,7 @@ def classifier(architecture:str, # a key of `ARCHITECTURES`
                seed:int=0 # of the initial weights
               ):
     "An untrained transformers image classifier. Raises ValueError for an unknown architecture."
-    from transformers import AutoConfig, AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForImageClassification   # here, because it takes seconds, which whoever only reads answers need not wait
     kind, settings = ARCHITECTURES[check_architecture(architecture)]
     names = dict(enumerate(classes))
     config = AutoConfig.for_model(kind, **settings, **({"image_size": size} if kind == "vit" else {}), num_labels=len(classes), id2label=names, label2id={v: k for k, v in names.items()})
@@ -112,9 +112,11 @@ def logits(net, images:np.ndarray, batch_size:int=256 # pictures at a time
     device = next(net.parameters()).device
     return np.concatenate([net(_tensor(images[k:k+batch_size]).to(device)).logits.float().cpu().numpy() for k in range(0, len(images), batch_size)])
 
-# %% ../nbs/04b_classifiers.ipynb #d5171d32
+# %% ../nbs/04b_classifiers.ipynb #f8484869
 def save_classifier(net, folder:str, size:int=32) -> None:
     "Save as a transformers folder, in safetensors."
+    from transformers.utils import logging
+    logging.disable_progress_bar()
     net.save_pretrained(folder)
     (Path(folder)/"preprocessor_config.json").write_text(json.dumps(dict(do_normalize=True, do_rescale=True, rescale_factor=1/255, image_mean=[.5]*3, image_std=[.5]*3, size=dict(height=size, width=size)), indent=1))
 

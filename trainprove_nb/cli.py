@@ -22,8 +22,9 @@ def experiments_folder() -> Path:
     return folder
 
 def experiments() -> dict: # name -> path
-    "All experiment notebooks, by name; the claims, which read what the others found, come last."
-    found = sorted(experiments_folder().glob("*.ipynb"), key=lambda p: (p.stem == "claims", p.stem))
+    "All experiment notebooks, by name: the first paper's, the second's, others; the claims, which read what these found, come last."
+    order = ("fig6", "fig7", "hard", "table1", "table2", "trainprove", "batchsize", "audit")
+    found = sorted(experiments_folder().glob("*.ipynb"), key=lambda p: (p.stem == "claims", order.index(p.stem) if p.stem in order else len(order), p.stem))
     return {p.stem: p for p in found if any("parameters" in c.metadata.get("tags", []) for c in nbformat.read(p, 4).cells)}
 
 # %% ../nbs/16_cli.ipynb #bc53acdd

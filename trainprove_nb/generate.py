@@ -26,12 +26,13 @@ def fast_precision() -> str: # "bf16" or "no"
     native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else torch.cpu.get_capabilities().get("amx_bf16", False)
     return "bf16" if native else "no"
 
-def _extras(pipe):
-    "What pipelines other than Stable Diffusion's must be told: to take the prompt and the size as they are, and no more tokens than there are."
+def _asked(pipe, steps, guidance, size):
+    "What is asked of a pipeline, by its own names. Of two stages the first decides what is drawn: steps and guidance are for it, and the second keeps its own. Prompt and size are taken as they are."
     known = inspect.signature(pipe.__call__).parameters
-    said = {"use_resolution_binning": False, "clean_caption": False}
+    stage = "prior_" if "prior_num_inference_steps" in known else ""
+    said = {f"{stage}num_inference_steps": steps, f"{stage}guidance_scale": guidance, **{k: False for k in ("use_resolution_binning", "clean_caption") if k in known}}
     if "max_sequence_length" in known: said["max_sequence_length"] = min(known["max_sequence_length"].default, pipe.tokenizer.model_max_length)
-    return {k: v for k, v in said.items() if k in known or k == "max_sequence_length"}
+    return said if size is None else {**said, "height": size, "width": size}
 
 def generate(pipe:"DiffusionPipeline", # a text-to-image pipeline
              prompts:list, # n texts
@@ -48,13 +49,12 @@ def generate(pipe:"DiffusionPipeline", # a text-to-image pipeline
     if bad := [k for k, p in enumerate(prompts) if not isinstance(p, str)]: raise ValueError(f"prompt {bad[0]} is {prompts[bad[0]]!r}, not a text")
     if mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {mixed_precision!r}: choose from {', '.join(PRECISIONS)}")
     precision = torch.autocast(pipe.device.type, PRECISIONS[mixed_precision], enabled=mixed_precision != "no")
-    shape = {**_extras(pipe), **({} if size is None else {"height": size, "width": size})}
+    asked = _asked(pipe, steps, guidance, size)
     out = []
     with torch.inference_mode(), precision, tqdm(total=len(prompts), desc="generate", unit="img", disable=not progress) as bar:
         for k in range(0, len(prompts), batch_size):
             generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds[k:k+batch_size]]
-            batch = pipe(prompt=list(prompts[k:k+batch_size]), generator=generators, num_inference_steps=steps,
-                         guidance_scale=guidance, output_type="np", **shape).images
+            batch = pipe(prompt=list(prompts[k:k+batch_size]), generator=generators, output_type="np", **asked).images
             out.append((batch*255).round().astype(np.uint8))
             bar.update(len(generators))
     return np.concatenate(out) if out else np.zeros((0, 0, 0, 3), np.uint8)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ModelMixin, PixArtAlphaPipeline, PixArtTransformer2DModel, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import DiffusionPipeline, DPMSolverMultistepScheduler, ModelMixin, PixArtAlphaPipeline, PixArtTransformer2DModel, StableCascadeCombinedPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -33,15 +33,22 @@ def load_model(name:str, # as in `model_path`
               ) -> DiffusionPipeline:
     "Load a text-to-image pipeline, safety checker left out, progress bar off. Raises ValueError with what is wrong."
     path = model_path(name)
-    try: pipe = DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **_without_checker(path))
+    try:
+        kind, own = _loader(path)
+        pipe = kind.from_pretrained(path, dtype=dtype, use_safetensors=True, **own)
     except Exception as e: raise ValueError(f"{path} could not be loaded as a diffusers pipeline: {str(e).strip().splitlines()[0].rstrip('. ')[:300]}; copy it again, or give another") from e
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
-def _without_checker(path:str) -> dict:
-    "Arguments that leave Stable Diffusion's safety checker out, where the folder has one."
-    index = Path(path)/"model_index.json"
-    return {"safety_checker": None, "requires_safety_checker": False} if not index.exists() or "safety_checker" in json.loads(index.read_text()) else {}
+def _loader(path:str) -> tuple:
+    "The class that loads a model, and arguments of its own. Stable Diffusion's safety checker is left out. Stable Cascade's folder on the hub is its second stage alone: it is loaded as the pipeline of both."
+    config = DiffusionPipeline.load_config(path)
+    if config["_class_name"].startswith("StableCascade"):
+        from diffusers import pipelines
+        from diffusers.pipelines.deprecated import wuerstchen
+        pipelines.wuerstchen = wuerstchen   # diffusers 0.42 has moved it from where the folder says that it is
+        return StableCascadeCombinedPipeline, {}
+    return DiffusionPipeline, {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in config else {}
 
 def save_model(pipe:DiffusionPipeline, # any pipeline
                folder:str, # written as a diffusers folder

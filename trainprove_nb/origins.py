@@ -16,7 +16,7 @@ from .lab import _identity
 from .shipped import model_path
 from .store import seed_of
 
-# %% ../nbs/13b_origins.ipynb #e6fd9aa9
+# %% ../nbs/13b_origins.ipynb #08ede80e
 @dataclass(frozen=True)
 class OriginScale:
     "All the knobs of a TrainProVe experiment. Defaults: the mini lab."
@@ -36,16 +36,16 @@ class OriginScale:
     seeds: int = 1                     # suspects of each architecture, rate and loss
     shadow_architectures: tuple = ("resnet", "convnext", "vit") # the first is the paper's
     efforts: tuple = (1., .5, .25)     # one shadow of each architecture and origin for each share of the epochs; the first is the paper's
-    training: dict = field(default_factory=lambda: dict(epochs=20, batch_size=64))
+    training: dict = field(default_factory=lambda: dict(epochs=12, batch_size=64))
     shadow_lr: float = 1e-3
-    mixtures: tuple = (.25, .5, .75)   # shares of generated pictures in suspects of mixed origin; the rest is real
+    mixtures: tuple = (.25, .5)         # shares of generated pictures in suspects of mixed origin; the rest is real
     tuning: float = .25                # of the epochs, when a suspect trained on real pictures is fine-tuned on generated ones
     mixed_precision: str = "auto"      # of sampling
     threads: int = 1                   # CPU threads a worker: part of what makes bytes repeat
 
 ORIGIN_SCALES = {
-    "smoke": OriginScale(generators=("mini-v1", "mini-v2"), classes=("cat face", "frog", "panda"), sampling=dict(steps=2, guidance=2., batch_size=50), shadow_images=6, validation_images=6, pool=6, suspect_images=4,
-                         architectures=("resnet", "vit"), lrs=(1e-3,), losses=("ce",), shadow_architectures=("resnet", "vit"), efforts=(1., .5), training=dict(epochs=1, batch_size=16), mixtures=(.5,), mixed_precision="no"),
+    "smoke": OriginScale(generators=("mini-v1", "mini-v2"), classes=("cat face", "frog", "panda"), sampling=dict(steps=2, guidance=2., batch_size=50), shadow_images=8, validation_images=8, pool=6, suspect_images=4,
+                         architectures=("resnet", "vit"), lrs=(1e-3,), losses=("ce",), shadow_architectures=("resnet", "vit"), efforts=(1., .5), training=dict(epochs=4, batch_size=8), mixtures=(.5,), mixed_precision="no"),
     "mini": OriginScale(),
     "gpu": OriginScale(seeds=4, efforts=(1., .8, .6, .4, .3, .2)),
     "paper": OriginScale(generators=("CompVis/stable-diffusion-v1-4", "SimianLuo/LCM_Dreamshaper_v7", "PixArt-alpha/PixArt-XL-2-512x512", "stabilityai/stable-cascade"), real="data/cifar10",

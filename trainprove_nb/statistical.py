@@ -21,20 +21,21 @@ def scores_recipe(recipes:Recipes, # of the scale
                   name:str, # a key of `DISCRIMINATORS`
                   N:int|None=30, # key samples, at most the mined ones
                   strategy:str="detection", # keys of which strategy
-                  innocents=INNOCENTS # kinds of innocent shadows to learn from
+                  innocents=INNOCENTS, # kinds of innocent shadows to learn from
+                  also=() # other `Trial`s to judge, after those of `trials`
                  ) -> dict:
     "The scores of every model tried on the source, as an artifact: a discriminator is trained once."
     shadows = shadow_trials(recipes, source, strategy)
     def answers(trials, kinds): return [t.answers[strategy] for t in trials if t.kind in kinds]
     return recipes.scores(name, source, strategy, len(first(np.zeros(recipes.mined(strategy)), N)), answers(shadows, innocents), answers(shadows, ["infringing"]),
-                          answers(trials(recipes, source, [strategy]), ["infringing", *INNOCENTS]))
+                          answers(trials(recipes, source, [strategy]), ["infringing", *INNOCENTS]) + [t.answers[strategy] for t in also])
 
-def suspicions(lab:Lab, recipes:Recipes, source:Source, N:int|None=30, kinds=tuple(DISCRIMINATORS), strategy:str="detection", innocents=INNOCENTS # as for `scores_recipe`
+def suspicions(lab:Lab, recipes:Recipes, source:Source, N:int|None=30, kinds=tuple(DISCRIMINATORS), strategy:str="detection", innocents=INNOCENTS, also=() # as for `scores_recipe`
               ) -> pd.DataFrame: # one row a model and discriminator
     "Train each discriminator on the shadows, and let it score every model tried on the source."
-    judged, rows = [t for t in trials(recipes, source, [strategy]) if t.kind != "calibration"], []
+    judged, rows = [t for t in trials(recipes, source, [strategy]) if t.kind != "calibration"] + list(also), []
     for name in kinds:
-        recipe = scores_recipe(recipes, source, name, N, strategy, innocents)
+        recipe = scores_recipe(recipes, source, name, N, strategy, innocents, also)
         rows += [dict(source=source.name, discriminator=name, kind=t.kind, rho=t.rho, k=t.k, N=recipe["N"], shadows=len(recipe["innocent"] + recipe["infringing"]), score=s) for t, s in zip(judged, lab.array(recipe))]
     return pd.DataFrame(rows)
 

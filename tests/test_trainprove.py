@@ -1,0 +1,345 @@
+"TrainProVe: the paper's test against references, the origin test's promises, classifiers and their adapters, and the pipelines of other kinds."
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from trainprove_nb.classifiers import ARCHITECTURES, CSVClassifier, FolderClassifier, HTTPClassifier, ask_classifier, classifier, load_classifier, logits, save_classifier, train_classifier
+from trainprove_nb.data import CORPORA, SPLITS, corpus, named, pixels
+from trainprove_nb.generate import generate
+from trainprove_nb.lab import Lab
+from trainprove_nb.models import load_model, mini_transformer, save_model
+from trainprove_nb.origin import log_odds, origin_test
+from trainprove_nb.origins import FAMILIES, ORIGIN_SCALES, OriginRecipes, origin_scale
+from trainprove_nb.trainprove import batch_values, class_prompts, grubbs_critical, grubbs_verdict, trainprove
+from trainprove_nb.verdicts import quality, tried
+
+ANIMALS = ['cat face', 'frog', 'panda']
+
+
+def refused(act, *words, error=ValueError):
+    "It fails, and its one sentence has these words."
+    with pytest.raises(error) as e: act()
+    assert all(w in str(e.value) for w in words), str(e.value)
+    assert '\n' not in str(e.value)
+
+
+# The paper's test
+
+@pytest.mark.parametrize('n, value', [(3, 1.1543), (5, 1.7150), (8, 2.1266), (10, 2.2900), (20, 2.7082), (50, 3.1282)])
+def test_grubbs_critical_values_are_the_published_ones(n, value): assert grubbs_critical(n) == pytest.approx(value, abs=2e-3)
+
+
+def test_the_rule_agrees_with_another_implementation_on_many_cases():
+    rng, decided = np.random.default_rng(0), set()
+    for _ in range(500):
+        n, alpha = int(rng.integers(3, 60)), float(rng.uniform(.001, .3))
+        shadow, suspect = rng.normal(.8, .05, n), rng.normal(.8 - rng.uniform(-.05, .3), .05, n)
+        f = stats.f.isf(alpha/n, 1, n - 2)      # t² is F with 1 and n - 2 degrees of freedom, and both tails
+        critical = (n - 1)*(f/(n*(n - 2 + f)))**.5
+        mean = sum(shadow)/n
+        G = (mean - sum(suspect)/n)/(sum((a - mean)**2 for a in shadow)/(n - 1))**.5
+        verdict = grubbs_verdict(shadow, suspect, alpha)
+        assert verdict.G == pytest.approx(G) and verdict.critical == pytest.approx(critical) and verdict.illegal == (G <= critical)
+        decided.add(verdict.illegal)
+        assert grubbs_verdict(-shadow, -suspect, alpha, 'high').G == pytest.approx(G)
+    assert decided == {True, False}
+
+
+def test_what_the_batches_say_by_hand():
+    truth = np.array([0, 0, 1, 1, 0])
+    scores = np.array([[2., 0], [0, 2], [0, 2], [0, 2], [2, 0]])
+    assert batch_values('accuracy', scores, truth, 2).tolist() == [.5, 1, 1]
+    assert batch_values('accuracy', scores.argmax(1), truth, 2).tolist() == [.5, 1, 1]
+    p = 1/(1 + np.exp(2))
+    assert batch_values('entropy', scores, truth, 5)[0] == pytest.approx(-p*np.log(p) - (1 - p)*np.log(1 - p))
+    # class 0: cosines of (1,2), (1,3), (2,3) are 0, 1, 0; class 1: 1
+    assert batch_values('similarity', scores, truth, 5)[0] == pytest.approx((1/3 + 1)/2)
+
+
+def test_the_verdict_hangs_on_the_batch_size_as_method_says():
+    "A suspect 20 points below the shadow, on 5,000 pictures: accused at 16 a batch, cleared at 512."
+    rng = np.random.default_rng(0)
+    truth = np.zeros(5000, int)
+    shadow, suspect = (rng.random(5000) > .7).astype(int), (rng.random(5000) > .5).astype(int)
+    assert trainprove(shadow, suspect, truth, 16).illegal and not trainprove(shadow, suspect, truth, 512).illegal
+
+
+def test_bad_input_of_the_paper_test():
+    refused(lambda: grubbs_critical(2), '2 batches', 'at least 3')
+    refused(lambda: grubbs_critical(5, 1.5), 'alpha = 1.5', 'between 0 and 1')
+    refused(lambda: grubbs_verdict([.8]*4, [.7]), 'no spread', 'smaller batches')
+    refused(lambda: batch_values('entropy', np.zeros(4, int), np.zeros(4, int)), 'needs scores', 'accuracy')
+    refused(lambda: batch_values('loss', np.zeros((4, 2)), np.zeros(4, int)), "'loss'", 'similarity')
+    refused(lambda: batch_values('accuracy', np.zeros(3, int), np.zeros(4, int)), '3 answers to 4 pictures')
+    refused(lambda: class_prompts('poem', 'cat', 1), "'poem'", 'guidance')
+
+
+# The origin test
+
+def answers(rng, home, ability=1., n=400, origins=('mine', 'rival', 'real'), edge=1.):
+    return {o: rng.random(n) < 1/(1 + np.exp(-(ability + edge*(o == home) + rng.normal(0, .1)))) for o in origins}
+
+
+def shadows(rng, n=400, m=6): return {r: [answers(rng, r, rng.normal(1, .5), n) for _ in range(m)] for r in ('rival', 'real')}
+
+
+def test_the_p_value_is_that_of_a_prediction_interval():
+    rng = np.random.default_rng(0)
+    known, suspect = shadows(rng), answers(rng, 'mine')
+    found = origin_test(suspect, known, 'mine')
+    for r, models in known.items():
+        a = np.array([[log_odds(m[o]) for o in ('mine', 'rival', 'real')] for m in [*models, suspect]])
+        ability, advantage = a.mean(1), a[:, 0] - a[:, ['mine', 'rival', 'real'].index(r)]
+        X = np.column_stack([np.ones(6), ability[:-1]])
+        beta, rss, *_ = np.linalg.lstsq(X, advantage[:-1], rcond=None)
+        at = np.array([1, ability[-1]])
+        t = (advantage[-1] - at@beta)/np.sqrt(rss[0]/4*(1 + at@np.linalg.inv(X.T@X)@at))
+        assert found.pvalues[r] == pytest.approx(stats.t.sf(t, 4)) and found.advantages[r] == pytest.approx(advantage[-1])
+    assert found.p == max(found.pvalues.values()) and found.pvalues[found.rival] == found.p
+
+
+def test_innocents_are_rarely_accused_and_the_guilty_often():
+    rng = np.random.default_rng(1)
+    def share(home): return np.mean([origin_test(answers(rng, home, rng.normal(1, .5)), shadows(rng), 'mine').p <= .05 for _ in range(150)])
+    assert share('rival') <= .09 and share('real') <= .09      # binomial, 150 trials at .05: above .09 once in a hundred
+    assert share('mine') > .6
+
+
+def test_a_better_suspect_is_not_thereby_guilty():
+    rng = np.random.default_rng(2)
+    known = shadows(rng)
+    p = [origin_test(answers(rng, 'real', ability=2.5), known, 'mine').p for _ in range(30)]
+    assert np.mean(np.array(p) <= .05) < .2
+
+
+def test_more_pictures_give_more_power():
+    def power(n):
+        rng = np.random.default_rng(3)
+        return np.mean([origin_test(answers(rng, 'mine', 1., n, edge=.6), shadows(rng, n), 'mine').p <= .05 for _ in range(80)])
+    assert power(2000) > power(100) + .2
+
+
+def test_the_order_of_pictures_does_not_matter():
+    rng = np.random.default_rng(4)
+    known, suspect = shadows(rng), answers(rng, 'mine')
+    k = rng.permutation(400)
+    assert origin_test({o: x[k] for o, x in suspect.items()}, {r: [{o: x[k] for o, x in m.items()} for m in ms] for r, ms in known.items()}, 'mine').p == pytest.approx(origin_test(suspect, known, 'mine').p)
+
+
+def test_bad_input_of_the_origin_test():
+    rng = np.random.default_rng(5)
+    known, suspect = shadows(rng), answers(rng, 'mine')
+    refused(lambda: origin_test(suspect, known, 'yours'), "'yours'", 'mine')
+    refused(lambda: origin_test(suspect, {}, 'mine'), 'no rivals')
+    refused(lambda: origin_test(suspect, {'real': known['real'][:3]}, 'mine'), '3 shadows of real', 'at least 4')
+    refused(lambda: origin_test({'mine': suspect['mine']}, known, 'mine'), "'rival'", 'ask the suspect')
+    refused(lambda: origin_test(suspect, {'real': known['real'][:1]*5}, 'mine'), 'do not differ at all')
+
+
+# Classifiers
+
+@pytest.fixture(scope='module')
+def labelled():
+    ds = corpus('emoji', 'labelled', 8, classes=ANIMALS)
+    return pixels(ds), np.repeat(np.arange(3), 8)
+
+
+def test_pictures_of_classes_are_those_that_their_captions_name(labelled):
+    ds = corpus('emoji', 'labelled', 8, classes=ANIMALS)
+    assert all(ANIMALS[y] in text for text, y in zip(ds['text'], labelled[1]))
+    assert named(['a small cat face on cream', 'a scat facet', 'a frog and a cat face'], ANIMALS).tolist() == [0, -1, 0]
+    refused(lambda: corpus('emoji', 'evaluation', 500, classes=ANIMALS), "'cat face'", 'ask for fewer')
+
+
+@pytest.mark.parametrize('name', list(ARCHITECTURES)[:4])
+def test_each_small_network_learns_saves_and_loads(name, labelled, tmp_path):
+    x, y = labelled
+    net = train_classifier(classifier(name, ANIMALS, seed=1), x, y, epochs=40 if name == "vit" else 15, batch_size=8, shift=0)
+    assert (logits(net, x).argmax(1) == y).mean() > .8          # it can at least learn by heart
+    save_classifier(net, str(tmp_path))
+    assert np.array_equal(logits(load_classifier(str(tmp_path)), x), logits(net, x))
+    asked, scores = ask_classifier(FolderClassifier(str(tmp_path), ANIMALS[::-1]), x, ANIMALS[::-1])
+    assert np.allclose(scores[:, ::-1], logits(net, x), atol=1e-5)   # found by name, not by number
+
+
+def test_same_seed_same_weights_and_another_seed_others(labelled):
+    def weights(seed): return torch.cat([p.flatten() for p in train_classifier(classifier('resnet', ANIMALS, seed=seed), *labelled, epochs=1, seed=seed).parameters()])
+    assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
+
+
+def test_one_step_of_each_loss_is_the_formula(labelled):
+    x, y = labelled
+    for loss, weight in (('ce', lambda p: 1), ('focal', lambda p: (1 - p)**2)):
+        net, twin = (classifier('vit', ANIMALS, seed=3).train() for _ in range(2))
+        train_classifier(net, x, y, epochs=1, batch_size=24, shift=0, loss=loss, lr=1e-2, weight_decay=0., seed=0)
+        p = twin((torch.tensor(x).permute(0, 3, 1, 2).float()/127.5 - 1)).logits.softmax(1)[torch.arange(24), torch.tensor(y)]
+        optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2, weight_decay=0.)
+        (-weight(p)*p.log()).mean().backward(); optimizer.step()
+        a, b = (torch.cat([q.detach().flatten() for q in m.parameters()]) for m in (net, twin))
+        assert (a - b).abs().mean() < 1e-4
+
+
+def test_bad_input_of_classifiers(labelled, tmp_path):
+    x, y = labelled
+    refused(lambda: classifier('resnet-19', ANIMALS), "'resnet-19'", 'resnet-18')
+    refused(lambda: train_classifier(classifier('resnet', ANIMALS), x, y, loss='hinge'), "'hinge'", 'focal')
+    refused(lambda: train_classifier(classifier('resnet', ANIMALS), x, y + 1), 'labels from 1 to 3', 'number them from 0 to 2')
+    refused(lambda: train_classifier(classifier('resnet', ANIMALS), x, y[:5]), '24 images but 5 labels')
+    refused(lambda: load_classifier(str(tmp_path)), 'no config.json')
+    (tmp_path/'config.json').write_text('{}')
+    refused(lambda: load_classifier(str(tmp_path)), 'could not be loaded')
+    net = tmp_path/'net'
+    save_classifier(classifier('resnet', ANIMALS), str(net))
+    refused(lambda: FolderClassifier(str(net), ['frog', 'unicorn']), "'unicorn'", 'cat face')
+
+
+def test_bad_answers():
+    x = np.zeros((4, 8, 8, 3), np.uint8)
+    refused(lambda: ask_classifier(lambda p: np.array([0, 1, 2, 3]), x, ANIMALS), 'label 3', '0 to 2')
+    refused(lambda: ask_classifier(lambda p: np.array([0, 1]), x, ANIMALS), '2 answers to 4 pictures')
+    refused(lambda: ask_classifier(lambda p: np.zeros((4, 5)), x, ANIMALS), '(4, 5)', '(4, 3)')
+    refused(lambda: ask_classifier(lambda p: np.full((4, 3), np.nan), x, ANIMALS), 'not finite')
+
+
+def test_answers_in_a_table(tmp_path):
+    x, table = np.zeros((2, 8, 8, 3), np.uint8), tmp_path/'answers.csv'
+    table.write_text('label\nfrog\npanda\n')
+    assert ask_classifier(CSVClassifier(str(table), ANIMALS), x, ANIMALS)[0].tolist() == [1, 2]
+    table.write_text('panda,frog,cat face\n.1,.7,.2\n1,2,3\n')
+    labels, scores = ask_classifier(CSVClassifier(str(table), ANIMALS), x, ANIMALS)
+    assert labels.tolist() == [1, 0] and scores[1].tolist() == [3, 2, 1]
+    refused(lambda: ask_classifier(CSVClassifier(str(table), ANIMALS), x[:1], ANIMALS), '2 answers', '1 pictures')
+    table.write_text('label\nfrog\nunicorn\n')
+    refused(lambda: CSVClassifier(str(table), ANIMALS), 'answer 1', "'unicorn'")
+    table.write_text('panda,frog\n1,2\n')
+    refused(lambda: CSVClassifier(str(table), ANIMALS), "'cat face'")
+    table.write_text('panda,frog,cat face\n1,2,many\n')
+    refused(lambda: CSVClassifier(str(table), ANIMALS), 'not a number')
+    refused(lambda: CSVClassifier(str(tmp_path/'none.csv'), ANIMALS), 'no file')
+
+
+@pytest.fixture
+def service():
+    "A web service that answers what `say` returns, and counts."
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            asked.append(json.loads(self.rfile.read(int(self.headers['content-length']))))
+            code, body = say(len(asked))
+            self.send_response(code); self.end_headers()
+            try: self.wfile.write(body)
+            except BrokenPipeError: pass
+        def log_message(self, *_): pass
+    asked, box = [], {}
+    def say(k): return box['say'](k)
+    server = HTTPServer(('127.0.0.1', 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}', box, asked
+    server.shutdown()
+
+
+def test_a_service_that_breaks_down_keeps_what_was_gathered(service, tmp_path):
+    url, box, asked = service
+    x, keep = np.zeros((4, 8, 8, 3), np.uint8), tmp_path/'kept.csv'
+    box['say'] = lambda k: (200, json.dumps({'label': 'frog'}).encode()) if k <= 2 else (500, b'')
+    refused(lambda: HTTPClassifier(url, ANIMALS, str(keep), tries=2)(x), url, '2 tries', '500', 'kept.csv')
+    assert keep.read_text().split() == ['label', 'frog', 'frog'] and len(asked) == 4
+    box['say'] = lambda k: (200, json.dumps({'label': 'panda'}).encode())
+    assert HTTPClassifier(url, ANIMALS, str(keep))(x).tolist() == [1, 1, 2, 2] and len(asked) == 6
+
+
+@pytest.mark.parametrize('body, words', [(b'nonsense', 'JSONDecodeError'), (b'{}', 'scores'), (b'{"scores": {"frog": 1}}', 'cat face')])
+def test_a_service_that_answers_nonsense(service, body, words):
+    url, box, asked = service
+    box['say'] = lambda k: (200, body)
+    refused(lambda: HTTPClassifier(url, ANIMALS, tries=2)(np.zeros((1, 8, 8, 3), np.uint8)), words, '2 tries')
+    assert len(asked) == 2
+
+
+def test_a_slow_service_and_one_that_is_down(service):
+    url, box, _ = service
+    box['say'] = lambda k: (time.sleep(1), (200, b'{}'))[1]
+    refused(lambda: HTTPClassifier(url, ANIMALS, timeout=.1, tries=1)(np.zeros((1, 8, 8, 3), np.uint8)), 'Timeout')
+    refused(lambda: HTTPClassifier('http://127.0.0.1:9', ANIMALS, tries=1)(np.zeros((1, 8, 8, 3), np.uint8)), 'Connection')
+
+
+# Recipes
+
+def test_nobody_learns_from_what_he_is_asked_about():
+    recipes = OriginRecipes(origin_scale('mini', generators=['mini-v1', 'mini-v2']))
+    for o in recipes.origins:
+        uses = [recipes.pictures(o, use) for use in ('shadow', 'validation', *FAMILIES)]
+        if o == 'real': assert len({u['split'] for u in uses}) == 3
+        else: assert len({(u['family'], tuple(u['role'])) for u in uses}) == 5
+    names = [n for n in SPLITS if n.startswith('labelled')]
+    assert all(not set(SPLITS[a]) & set(SPLITS[b]) for a in names for b in SPLITS if a != b)
+    models = [t.model for t in tried(recipes)] + [s for o in recipes.origins for s in recipes.shadows(o)]
+    assert len({m['training']['seed'] for m in models}) == len(models)
+
+
+def test_mixtures_hold_their_shares_class_by_class(tmp_path):
+    recipes, lab = OriginRecipes(origin_scale('smoke', generators=['mini-v1'], classes=ANIMALS[:2])), Lab(str(tmp_path))
+    x, y = lab.labelled(recipes.suspect('mini-v1', recipes.ways()[0], share=.5)['pairs'])
+    made = {p.tobytes() for p in lab.labelled(recipes.pictures('mini-v1', 'name'))[0]}
+    assert np.bincount(y).tolist() == [4, 4]
+    assert [sum(p.tobytes() in made for p in x[y == c]) for c in (0, 1)] == [2, 2]
+
+
+def test_every_scale_is_well_formed():
+    for name in ORIGIN_SCALES: origin_scale(name)
+    refused(lambda: origin_scale('huge'), "'huge'", 'smoke')
+    refused(lambda: origin_scale('mini', colour=1), "'colour'", 'classes')
+    refused(lambda: origin_scale('mini', suspect_images=500), '500', '150')
+    refused(lambda: origin_scale('mini', efforts=[1.], shadow_architectures=['vit']), '1 shadows', 'at least 4')
+    refused(lambda: origin_scale('mini', mixtures=[1.]), 'mixtures', 'between 0 and 1')
+    refused(lambda: origin_scale('mini', classes=['frog']), 'classes', 'at least 2')
+    refused(lambda: origin_scale('mini', losses=['hinge']), "'hinge'", 'focal')
+
+
+def test_quality_of_nobody_guilty_is_said_to_be_unknown():
+    import pandas as pd
+    found = quality(pd.DataFrame(dict(guilty=[False]*3, accused=[False]*3, score=[0.]*3)))
+    assert np.isnan(found['power'][0]) and np.isnan(found['AUC'][0]) and found['false accusations'][0] == 0
+
+
+# Pipelines of other kinds
+
+def test_a_transformer_pipeline_is_trained_saved_and_asked(tmp_path):
+    from trainprove_nb.finetune import finetune
+    base = load_model('mini-v1')
+    pipe = mini_transformer(base.tokenizer, base.vae, heads=2, head_width=16, layers=1, text_width=32)
+    ds = corpus('emoji', 'evaluation', 8)
+    first, last = (l for _, l in (finetune(pipe, ds, steps=50, batch_size=8, lr=3e-3, train_text=True, seed=1)[0], finetune(pipe, ds, steps=50, batch_size=8, lr=3e-3, train_text=True, seed=2)[-1]))
+    assert last < first
+    save_model(pipe, str(tmp_path))
+    again = load_model(str(tmp_path))
+    a, b = (generate(p, ['a frog on lime'], [3], steps=2) for p in (pipe, again))
+    assert type(again).__name__ == 'PixArtAlphaPipeline' and a.shape == (1, 32, 32, 3) and np.abs(a.astype(int) - b).max() <= 2   # saved in half precision
+
+
+def test_two_stages_are_asked_as_one(tmp_path):
+    "A tiny Stable Cascade of its real classes, saved, loaded and asked like any model."
+    from diffusers import DDPMWuerstchenScheduler, StableCascadeCombinedPipeline, StableCascadeUNet
+    from diffusers.pipelines.stable_cascade.pipeline_stable_cascade import PaellaVQModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+    torch.manual_seed(0)
+    tokenizer = load_model('mini-v1').tokenizer
+    def text(): return CLIPTextModelWithProjection(CLIPTextConfig(bos_token_id=0, eos_token_id=1, pad_token_id=1, hidden_size=32, projection_dim=32, intermediate_size=37, num_attention_heads=4, num_hidden_layers=2, vocab_size=len(tokenizer), max_position_embeddings=tokenizer.model_max_length)).eval()
+    prior = StableCascadeUNet(conditioning_dim=128, block_out_channels=(128, 128), num_attention_heads=(2, 2), down_num_layers_per_block=(1, 1), up_num_layers_per_block=(1, 1), clip_image_in_channels=768, switch_level=(False,), clip_text_in_channels=32, clip_text_pooled_in_channels=32)
+    blocks = (('SDCascadeResBlock', 'SDCascadeTimestepBlock'),)*2 + (('SDCascadeResBlock', 'SDCascadeTimestepBlock', 'SDCascadeAttnBlock'),)*2
+    decoder = StableCascadeUNet(in_channels=4, out_channels=4, conditioning_dim=128, block_out_channels=(16, 32, 64, 128), num_attention_heads=(-1, -1, 1, 2), down_num_layers_per_block=(1,)*4, up_num_layers_per_block=(1,)*4,
+                                down_blocks_repeat_mappers=(1,)*4, up_blocks_repeat_mappers=(3, 3, 2, 2), block_types_per_layer=blocks, switch_level=None, clip_text_pooled_in_channels=32, dropout=(.1,)*4)
+    pipe = StableCascadeCombinedPipeline(tokenizer=tokenizer, text_encoder=text(), decoder=decoder, scheduler=DDPMWuerstchenScheduler(), vqgan=PaellaVQModel(bottleneck_blocks=1, num_vq_embeddings=2),
+                                         prior_prior=prior, prior_text_encoder=text(), prior_tokenizer=tokenizer, prior_scheduler=DDPMWuerstchenScheduler(), prior_feature_extractor=None, prior_image_encoder=None)
+    pipe.save_pretrained(str(tmp_path))
+    index = json.loads((tmp_path/'model_index.json').read_text())
+    (tmp_path/'model_index.json').write_text(json.dumps({**index, 'vqgan': ['wuerstchen', 'PaellaVQModel']}))     # as the hub's folder has it
+    loaded = load_model(str(tmp_path))
+    pictures = generate(loaded, ['a frog', 'a panda'], [1, 2], steps=2, size=128)
+    assert type(loaded) is StableCascadeCombinedPipeline and pictures.shape == (2, 128, 128, 3)
+    assert np.array_equal(pictures, generate(loaded, ['a frog', 'a panda'], [1, 2], steps=2, size=128))
