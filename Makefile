@@ -10,7 +10,7 @@ define HELP
 trainprove_nb: was a generative model trained on another model's images?
 
   make figures    run the experiment notebooks and draw their figures
-  make test       run the tests
+  make test       run the tests, JOBS files at a time
   make docs       build the documentation pages in _docs/ (no Quarto needed)
   make readme     write README.md from nbs/index.ipynb
   make clean      delete built pages and caches; .venv, models and figures stay
@@ -48,7 +48,7 @@ figures: venv
 	  $(if $(OUT),--out '$(OUT)') $(if $(LAB),--lab '$(LAB)')
 
 test: venv
-	.venv/bin/python -m pytest tests
+	.venv/bin/python -m pytest tests -n '$(JOBS)' --dist loadfile
 
 docs: venv
 	.venv/bin/python tools/docs.py _docs

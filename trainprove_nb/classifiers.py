@@ -18,8 +18,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-# %% ../nbs/04b_classifiers.ipynb #03ba8003
+# %% ../nbs/04b_classifiers.ipynb #27e5908f
 ARCHITECTURES = {
+    "resnet-small": ("resnet", dict(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic")),
     "resnet": ("resnet", dict(embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic")),
     "resnet-deep": ("resnet", dict(embedding_size=32, hidden_sizes=[64, 128, 256], depths=[2, 2, 2], layer_type="bottleneck")),
     "convnext": ("convnext", dict(patch_size=2, num_stages=3, hidden_sizes=[32, 64, 128], depths=[1, 1, 2])),

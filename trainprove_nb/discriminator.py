@@ -8,6 +8,7 @@ __all__ = ['DISCRIMINATORS', 'examples', 'SmallResNet', 'discriminator', 'train_
 # %% ../nbs/08_discriminator.ipynb #651e2db6
 import numpy as np
 import torch
+from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -15,6 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.utils.validation import check_is_fitted
 
+from .classifiers import classifier, logits, train_classifier
 from .distance import distance
 
 # %% ../nbs/08_discriminator.ipynb #3a990ddc
@@ -31,29 +33,15 @@ class SmallResNet(ClassifierMixin, BaseEstimator):
     "A ResNet for small pictures as a scikit-learn classifier; X uint8 (n, height, width, 3). The rarer class counts more, so that both weigh the same."
     def __init__(self, epochs:int=40, lr:float=1e-3, batch_size:int=64, seed:int=0): self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
 
-    def _tensor(self, X): return torch.from_numpy(np.ascontiguousarray(X)).permute(0, 3, 1, 2).float()/127.5 - 1
-
     def fit(self, X, y):
-        from transformers import ResNetConfig, ResNetForImageClassification   # seconds, which whoever only reads scores need not wait
         self.classes_, y = np.unique(y, return_inverse=True)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            self.net_ = ResNetForImageClassification(ResNetConfig(embedding_size=16, hidden_sizes=[16, 32, 64], depths=[1, 1, 1], layer_type="basic", num_labels=len(self.classes_)))
-            self.net_.resnet.embedder.pooler = torch.nn.Identity()   # 32 pixels are few enough
-            x, y = self._tensor(X), torch.from_numpy(y)
-            weight = len(y)/(len(self.classes_)*torch.bincount(y).float())
-            optimizer = torch.optim.AdamW(self.net_.parameters(), lr=self.lr, weight_decay=.05)
-            for _ in range(self.epochs):
-                for k in torch.randperm(len(x)).split(self.batch_size):
-                    torch.nn.functional.cross_entropy(self.net_(x[k]).logits, y[k], weight=weight).backward()
-                    optimizer.step(); optimizer.zero_grad()
-        self.net_.eval()
+        net = classifier("resnet-small", [str(c) for c in self.classes_], X.shape[1], self.seed)
+        self.net_ = train_classifier(net, X, y, epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, shift=0, balanced=True, seed=self.seed)
         return self
 
-    @torch.no_grad()
     def predict_proba(self, X):
         check_is_fitted(self)
-        return torch.cat([self.net_(x).logits.softmax(1) for x in self._tensor(X).split(256)]).numpy()
+        return softmax(logits(self.net_, X), axis=1)
 
     def predict(self, X): return self.classes_[self.predict_proba(X).argmax(1)]
 

@@ -1,0 +1,28 @@
+"What several of the test files share: the checkout's notebooks, papermill, and a copy to run in."
+import shutil, subprocess, sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def cells(path): return nbformat.read(ROOT/path, 4).cells
+
+
+def papermill(*args, cwd):
+    "Run papermill's command; returns what it printed."
+    done = subprocess.run([sys.executable, '-m', 'papermill', *args], cwd=cwd, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+    "A copy of what the notebooks need, to run them in."
+    root = tmp_path_factory.mktemp('checkout')
+    skip = shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints')
+    for name in ('nbs', 'trainprove_nb'): shutil.copytree(ROOT/name, root/name, symlinks=True, ignore=skip)
+    for name in ('settings.ini', '_quarto.yml'): shutil.copy2(ROOT/name, root)
+    return root
