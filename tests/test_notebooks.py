@@ -7,6 +7,7 @@ from PIL import Image
 from conftest import ROOT, cells, papermill
 from trainprove_nb.models import RECIPES, load_model
 
+
 def skipped(path): return any(c.cell_type == 'raw' and 'skip_exec: true' in c.source for c in cells(path))
 
 

@@ -7,8 +7,8 @@ __all__ = ['ARCHITECTURES', 'LOSSES', 'Classifier', 'check_architecture', 'class
            'save_classifier', 'load_classifier', 'FolderClassifier', 'HTTPClassifier', 'CSVClassifier',
            'ask_classifier']
 
-# %% ../nbs/04b_classifiers.ipynb #278bbe0b
-import base64, csv, io, json, os
+# %% ../nbs/04b_classifiers.ipynb #113a7f3b
+import base64, csv, hashlib, io, json, time
 from pathlib import Path
 from typing import Callable
 
@@ -131,7 +131,7 @@ def load_classifier(folder:str, device:str="cpu"):
 # %% ../nbs/04b_classifiers.ipynb #f4b4e7f0
 Classifier = Callable[[np.ndarray], np.ndarray] # uint8 (n, height, width, 3) -> int (n,) labels, or float (n, classes) scores
 
-# %% ../nbs/04b_classifiers.ipynb #ec5edc83
+# %% ../nbs/04b_classifiers.ipynb #a65827be
 class FolderClassifier:
     "A transformers image classifier in a folder; its classes are found by name. Pictures are brought to its size, and normalised as its preprocessor_config.json says."
     def __init__(self, folder:str, # written by save_pretrained
@@ -145,8 +145,11 @@ class FolderClassifier:
 
     @torch.inference_mode()
     def __call__(self, images):
-        mean, sd = (torch.tensor(self.settings.get(k, [.5]*3))[:, None, None] for k in ("image_mean", "image_std"))
-        size, out = self.settings.get("size", {}), []
+        plain = not self.settings.get("do_normalize", True)
+        mean, sd = (torch.tensor(usual if plain else self.settings.get(k) or [.5]*3)[:, None, None] for k, usual in (("image_mean", [0.]*3), ("image_std", [1.]*3)))
+        size, out = self.settings.get("size") or {}, []
+        if isinstance(size, int): size = {"height": size, "width": size}
+        if "shortest_edge" in size: size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}   # pictures here are square
         for k in range(0, len(images), 256):
             x = torch.from_numpy(np.ascontiguousarray(images[k:k+256])).permute(0, 3, 1, 2).float()/255
             if "height" in size and x.shape[2:] != (size["height"], size["width"]): x = torch.nn.functional.interpolate(x, (size["height"], size["width"]), mode="bilinear", antialias=True)
@@ -154,28 +157,45 @@ class FolderClassifier:
         return np.concatenate(out)
 
 class HTTPClassifier:
-    "A web service: POST {image: base64 PNG} as JSON; the reply is {label: name} or {scores: {name: number}}. Answers are kept in the file `keep`, so that a service that breaks down is not asked again."
-    def __init__(self, url:str, classes:list, keep:str|None=None, # a CSV, as `CSVClassifier` reads it
-                 timeout:float=30., tries:int=3): self.url, self.classes, self.keep, self.timeout, self.tries = url, list(classes), keep, timeout, tries
+    "A web service: POST {image: base64 PNG} as JSON; the reply is {label: name} or {scores: {name: number}}. Good answers are kept in the file `keep`, under a digest of service, classes and picture, so that nothing is asked twice; a question is tried `tries` times, with a growing pause."
+    def __init__(self, url:str, classes:list, keep:str|None=None, # a file of JSON lines
+                 timeout:float=30., tries:int=3, pause:float=1.): self.url, self.classes, self.keep, self.timeout, self.tries, self.pause = url, list(classes), keep, timeout, tries, pause
 
     def _ask(self, picture):
         buffer = io.BytesIO(); Image.fromarray(picture).save(buffer, "PNG")
         for attempt in range(self.tries):
+            if attempt: time.sleep(self.pause*2**(attempt - 1))
             try:
                 reply = requests.post(self.url, json={"image": base64.b64encode(buffer.getvalue()).decode()}, timeout=self.timeout)
                 reply.raise_for_status()
                 answer = reply.json()
-                return {"label": str(answer["label"])} if "label" in answer else {c: float(answer["scores"][c]) for c in self.classes}
+                row = {"label": answer["label"]} if "label" in answer else {c: answer["scores"][c] for c in self.classes}
+                _answers([row], self.classes, "the service")
+                return row
             except KeyError as e: problem = f"the reply has no {e}"
+            except ValueError as e: problem = str(e)
             except Exception as e: problem = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         raise ValueError(f"{self.url} gave no answer in {self.tries} tries ({problem}): check the address, and that it answers with {{label}} or {{scores}}; {f'what was gathered is in {self.keep}' if self.keep else 'give keep=FILE to keep what was gathered'}")
 
     def __call__(self, images):
-        rows = list(_read_csv(self.keep)) if self.keep and Path(self.keep).exists() else []
-        for k in range(len(rows), len(images)):
-            rows.append(self._ask(images[k]))
-            if self.keep: _append_csv(self.keep, rows[-1])
-        return _answers(rows[:len(images)], self.classes, self.url)
+        known, rows = self._kept(), []
+        for picture in images:
+            name = hashlib.sha256(json.dumps([self.url, self.classes, picture.shape]).encode() + picture.tobytes()).hexdigest()[:20]
+            if name not in known:
+                known[name] = self._ask(picture)
+                if self.keep:
+                    with open(self.keep, "a") as f: f.write(json.dumps({"asked": name, "answer": known[name]}) + "\n")
+            rows.append(known[name])
+        if rows and len({"label" in r for r in rows}) > 1: raise ValueError(f"{self.url} answered some pictures with a label and others with scores: ask for one of the two")
+        return _answers(rows, self.classes, self.url)
+
+    def _kept(self):
+        "Answers of the file; a last line that was cut off is asked again."
+        known = {}
+        for line in Path(self.keep).read_text().splitlines() if self.keep and Path(self.keep).exists() else []:
+            try: row = json.loads(line); known[row["asked"]] = row["answer"]
+            except (ValueError, KeyError): pass
+        return known
 
 class CSVClassifier:
     "Answers collected beforehand, one row a picture in their order: a column `label` with names, or one column of scores for each class."
@@ -189,34 +209,29 @@ class CSVClassifier:
 def _read_csv(path):
     with open(path, newline="") as f: yield from csv.DictReader(f)
 
-def _append_csv(path, row):
-    new = not Path(path).exists()
-    with open(path, "a", newline="") as f:
-        w = csv.DictWriter(f, list(row))
-        if new: w.writeheader()
-        w.writerow(row)
-        f.flush(); os.fsync(f.fileno())
-
 def _answers(rows, classes, where):
     "Rows of a table as labels or scores; ValueError with what is wrong and where."
     if rows and "label" in rows[0]:
         for k, r in enumerate(rows):
-            if r["label"] not in classes: raise ValueError(f"answer {k} of {where} is {r['label']!r}, which is none of the classes {', '.join(classes[:12])}: leave such pictures out, or map it to a class")
+            if r["label"] not in classes: raise ValueError(f"answer {k} of {where} is {r['label']!r}, which is none of the classes {', '.join(classes[:12])}: map it to one of them")
         return np.array([classes.index(r["label"]) for r in rows], dtype=int)
     if rows and (lost := [c for c in classes if c not in rows[0]]): raise ValueError(f"{where} has no scores for {lost[0]!r}: give a column label, or one for each class")
-    try: return np.array([[float(r[c]) for c in classes] for r in rows], dtype=float).reshape(len(rows), len(classes))
-    except (TypeError, ValueError): raise ValueError(f"{where} has a score that is not a number: correct it, or collect it again") from None
+    try: scores = np.array([[float(r[c]) for c in classes] for r in rows], dtype=float).reshape(len(rows), len(classes))
+    except (TypeError, ValueError): scores = np.array([np.nan])
+    if not np.isfinite(scores).all(): raise ValueError(f"{where} has a score that is not a finite number: correct it, or collect it again")
+    return scores
 
 def ask_classifier(suspect:Classifier, # anything that answers pictures
                    images:np.ndarray, # uint8 (n, height, width, 3)
                    classes:list # names
-                  ) -> tuple: # labels int (n,), scores float (n, classes) or None
-    "Put pictures to a suspect and check its answers. Raises ValueError when they are neither labels nor scores of these classes."
-    answers = np.asarray(suspect(images))
+                  ) -> tuple: # labels int (n,), and scores float (n, classes), as logits, or None
+    "Put pictures to a suspect and check its answers; probabilities become their logarithms, which are logits. Raises ValueError when they are neither labels nor scores of these classes."
+    answers = np.atleast_1d(np.asarray(suspect(images)))
     if len(answers) != len(images): raise ValueError(f"the suspect gave {len(answers)} answers to {len(images)} pictures: expected one each")
     if answers.ndim == 1 and np.issubdtype(answers.dtype, np.integer):
         if len(answers) and not 0 <= answers.min() <= answers.max() < len(classes): raise ValueError(f"the suspect answered label {answers.min() if answers.min() < 0 else answers.max()}, but there are {len(classes)} classes: expected 0 to {len(classes) - 1}")
         return answers, None
     if answers.shape != (len(images), len(classes)) or not np.issubdtype(answers.dtype, np.floating): raise ValueError(f"the suspect answered with {answers.dtype} {answers.shape}: expected whole numbers (n,), or scores ({len(images)}, {len(classes)})")
     if not np.isfinite(answers).all(): raise ValueError("the suspect answered with scores that are not finite: ask for labels instead")
+    if len(answers) and (answers >= 0).all() and np.allclose(answers.sum(1), 1, atol=1e-3): answers = np.log(answers.clip(1e-12))   # probabilities
     return answers.argmax(1), answers

@@ -19,7 +19,7 @@ def log_odds(right, # bool (..., n): which answers were right
     k, n = right.sum(-1), right.shape[-1]
     return np.log((k + .5)/(n - k + .5))
 
-# %% ../nbs/10b_origin.ipynb #81b9b25f
+# %% ../nbs/10b_origin.ipynb #175d88fe
 @dataclass(frozen=True)
 class OriginVerdict:
     "How well innocence explains a suspect."
@@ -46,6 +46,7 @@ def origin_test(suspect:dict, # origin -> which of its answers to that origin's 
     pvalues, advantages = {}, {}
     for r, models in rivals.items():
         if len(models) < 4: raise ValueError(f"{len(models)} shadows of {r}: at least 4 are needed, to put a line through them and see how far they are from it")
+        if lost := [o for o in origins if any(o not in m for m in models)]: raise ValueError(f"a shadow of {r} was not asked about the validation set of {lost[0]!r}: ask every shadow about all")
         found = [summary(m) for m in models]
         x, y = np.array([s for s, _ in found]), np.array([a[owner] - a[r] for _, a in found])
         advantages[r] = float(own[owner] - own[r])
@@ -53,11 +54,14 @@ def origin_test(suspect:dict, # origin -> which of its answers to that origin's 
     return OriginVerdict(max(pvalues.values()), max(pvalues, key=pvalues.get), pvalues, advantages, ability)
 
 def _above(x, y, at, value, name):
-    "One-sided p-value that a new point lies so far above the line through (x, y)."
+    "One-sided p-value that a new point lies so far above the line through (x, y); beyond the points, above the least favourable of line, nearest end and zero."
     m, spread = len(x), ((x - x.mean())**2).sum()
     slope = ((x - x.mean())*(y - y.mean())).sum()/spread if spread > 1e-12 else 0.
     freedom = m - 2 if spread > 1e-12 else m - 1
     sigma = np.sqrt(((y - y.mean() - slope*(x - x.mean()))**2).sum()/freedom)
     if not sigma > 1e-12: raise ValueError(f"the shadows of {name} do not differ at all: ask about more pictures, or train them from other seeds")
     leverage = 1/m + ((at - x.mean())**2/spread if spread > 1e-12 else 0.)
-    return float(stats.t.sf((value - y.mean() - slope*(at - x.mean()))/(sigma*np.sqrt(1 + leverage)), freedom))
+    def line(at): return y.mean() + slope*(at - x.mean())
+    nearest = np.clip(at, x.min(), x.max())
+    expected = line(at) if at == nearest else max(line(at), line(nearest), 0.)
+    return float(stats.t.sf((value - expected)/(sigma*np.sqrt(1 + leverage)), freedom))

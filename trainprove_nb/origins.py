@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['ORIGIN_SCALES', 'FAMILIES', 'OriginScale', 'origin_scale', 'OriginRecipes']
 
-# %% ../nbs/13b_origins.ipynb #0478295e
+# %% ../nbs/13b_origins.ipynb #c1bd0e3b
 from dataclasses import dataclass, field, fields, replace
+from inspect import signature
 from itertools import product
+from random import Random
 
-from .classifiers import LOSSES, check_architecture
-from .data import CORPORA
-from .generate import PRECISIONS, fast_precision
-from .lab import _identity
+from .classifiers import LOSSES, check_architecture, train_classifier
+from .data import CORPORA, named
+from .generate import PRECISIONS, fast_precision, generate
+from .lab import _identity, check_kinds
 from .shipped import model_path
 from .store import seed_of
 
-# %% ../nbs/13b_origins.ipynb #08ede80e
+# %% ../nbs/13b_origins.ipynb #90fa291b
 @dataclass(frozen=True)
 class OriginScale:
     "All the knobs of a TrainProVe experiment. Defaults: the mini lab."
@@ -38,7 +40,7 @@ class OriginScale:
     efforts: tuple = (1., .5, .25)     # one shadow of each architecture and origin for each share of the epochs; the first is the paper's
     training: dict = field(default_factory=lambda: dict(epochs=12, batch_size=64))
     shadow_lr: float = 1e-3
-    mixtures: tuple = (.25, .5)         # shares of generated pictures in suspects of mixed origin; the rest is real
+    mixtures: tuple = (.5,)            # shares of generated pictures in suspects of mixed origin; the rest is real
     tuning: float = .25                # of the epochs, when a suspect trained on real pictures is fine-tuned on generated ones
     mixed_precision: str = "auto"      # of sampling
     threads: int = 1                   # CPU threads a worker: part of what makes bytes repeat
@@ -60,40 +62,55 @@ def origin_scale(name:str, # a key of `ORIGIN_SCALES`
     if name not in ORIGIN_SCALES: raise ValueError(f"unknown scale {name!r}: choose from {', '.join(ORIGIN_SCALES)}")
     knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items() if v is not None}
     if unknown := set(knobs) - {f.name for f in fields(OriginScale)}: raise ValueError(f"unknown knob {sorted(unknown)[0]!r}: choose from {', '.join(f.name for f in fields(OriginScale))}")
+    check_kinds(ORIGIN_SCALES[name], knobs)
     scale = replace(ORIGIN_SCALES[name], **knobs)
     if scale.mixed_precision == "auto": scale = replace(scale, mixed_precision=fast_precision())
     if scale.mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(PRECISIONS)}, auto")
     for knob, least in (("generators", 1), ("classes", 2), ("architectures", 1), ("lrs", 1), ("losses", 1), ("shadow_architectures", 1), ("efforts", 1)):
         if len(getattr(scale, knob)) < least or len(set(getattr(scale, knob))) < len(getattr(scale, knob)): raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}, each once")
+    for knob, maker in (("sampling", generate), ("training", train_classifier)):
+        known = [n for n, p in signature(maker).parameters.items() if p.default is not p.empty]
+        if unknown := set(getattr(scale, knob)) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known)}")
     for g in scale.generators: model_path(g)
+    if scale.real not in CORPORA and "/" not in scale.real: raise ValueError(f"unknown corpus {scale.real!r}: choose from {', '.join(CORPORA)}, or give a dataset folder, as in data/photos")
+    if scale.real in CORPORA:
+        draw, caption, _ = CORPORA[scale.real]
+        rng = Random(0)
+        seen = set(named([caption(draw(rng)) for _ in range(3000)], list(scale.classes)))
+        if lost := [c for k, c in enumerate(scale.classes) if k not in seen]: raise ValueError(f"no caption of {scale.real} names {lost[0]!r}: choose classes that it draws")
     for a in (*scale.architectures, *scale.shadow_architectures): check_architecture(a)
     if unknown := set(scale.losses) - set(LOSSES): raise ValueError(f"unknown loss {sorted(unknown)[0]!r}: choose from {', '.join(LOSSES)}")
     for knob in ("shadow_images", "validation_images", "pool", "suspect_images", "seeds"):
         if getattr(scale, knob) < 1: raise ValueError(f"{knob} = {getattr(scale, knob)}: at least 1 is needed")
+    if scale.suspect_images > scale.shadow_images: raise ValueError(f"suspect_images = {scale.suspect_images} of shadow_images = {scale.shadow_images}: shadows learn from as many pictures as suspects, so ask for 1 to {scale.shadow_images}")
     if scale.suspect_images > scale.pool: raise ValueError(f"suspect_images = {scale.suspect_images} of pool = {scale.pool}: ask for 1 to {scale.pool}")
     if (shadows := len(scale.efforts)*len(scale.shadow_architectures)) < 4: raise ValueError(f"{shadows} shadows an origin (efforts times shadow_architectures): at least 4 are needed")
     if wrong := [e for e in scale.efforts if not 0 < e <= 1]: raise ValueError(f"efforts has {wrong[0]}: give shares of the epochs, above 0 and at most 1")
-    if wrong := [m for m in scale.mixtures if not 0 < m < 1]: raise ValueError(f"mixtures has {wrong[0]}: give shares between 0 and 1")
+    if wrong := [m for m in scale.mixtures if not 0 < round(m*scale.suspect_images) < scale.suspect_images]: raise ValueError(f"mixtures has {wrong[0]}: give shares between 0 and 1, of which at least one picture of {scale.suspect_images} is left to either side")
+    if not 0 < scale.tuning <= 1 or scale.threads < 1 or min(scale.lrs) <= 0: raise ValueError(f"tuning = {scale.tuning}, threads = {scale.threads}, lrs = {list(scale.lrs)}: give a share up to 1, at least one thread, and rates above 0")
     return scale
 
-# %% ../nbs/13b_origins.ipynb #b3746e05
+# %% ../nbs/13b_origins.ipynb #d20b5aa0
 FAMILIES = ("name", "domain", "guidance")
 
 class OriginRecipes:
     "What a TrainProVe experiment is made of, at one scale."
     def __init__(self, scale:OriginScale): # ValueError when two generators have one name
         self.scale, self.generators = scale, {g.rstrip("/").split("/")[-1]: g for g in scale.generators}
+        if "real" in self.generators: raise ValueError("a generator is called real, which is the name of the pictures that nobody generated: rename its folder")
         if len(self.generators) < len(scale.generators): raise ValueError(f"two generators of {list(scale.generators)} have one name: rename a folder")
         self.origins = [*self.generators, "real"]
         self.bases = {name: {"kind": "base", "name": name, "path": g, "identity": _identity(model_path(g), (".safetensors", ".json", ".txt"))} for name, g in self.generators.items()}
 
-    def pictures(self, origin, use): # use: "shadow", "validation", or a suspect's family
+    def pictures(self, origin, use, owner=False): # use: "shadow", "validation", or one of `FAMILIES`: a suspect's, or with `owner` drawn by the owner in that manner
         "Pictures of every class from an origin. Of real ones there are no families."
-        s, n = self.scale, {"shadow": self.scale.shadow_images, "validation": self.scale.validation_images}.get(use, self.scale.pool)
+        s = self.scale
+        n = {"shadow": s.shadow_images, "validation": s.validation_images}.get(use, s.suspect_images if owner else s.pool)
         if origin == "real": return {"kind": "labelled", "corpus": s.real, "split": f"labelled {use}" if use in ("shadow", "validation") else "labelled", "classes": list(s.classes), "n": n, "size": s.size,
                                      **({} if s.real in CORPORA else {"identity": _identity(s.real)})}
-        sampling = {**s.sampling, "steps": s.steps.get(self.generators[origin], s.sampling["steps"]), "size": s.size, "mixed_precision": s.mixed_precision}
-        return {"kind": "labelled", "model": self.bases[origin], "family": use, "classes": list(s.classes), "n": n, "role": ["labelled", use, origin], "sampling": sampling, "threads": s.threads}
+        few = next((s.steps[k] for k in (origin, self.generators[origin]) if k in s.steps), None)
+        sampling = {**s.sampling, **({} if few is None else {"steps": few}), "size": s.size, "mixed_precision": s.mixed_precision}
+        return {"kind": "labelled", "model": self.bases[origin], "family": use, "classes": list(s.classes), "n": n, "role": ["labelled", f"shadow {use}" if owner else use, origin], "sampling": sampling, "threads": s.threads}
 
     def portion(self, parts, *role): # parts: (pictures, how many of each class)
         "A random part of each class, from one origin or several."
@@ -103,15 +120,19 @@ class OriginRecipes:
         s = self.scale
         return {"kind": "classifier", "architecture": architecture, "classes": list(s.classes), "size": s.size, "pairs": pairs, "start": start, "training": {**s.training, **training, "seed": seed}, "threads": s.threads}
 
-    def _epochs(self, share): return max(1, round(share*self.scale.training["epochs"]))
+    def _epochs(self, share): return max(1, round(share*self.scale.training.get("epochs", 20)))
 
-    def shadow(self, origin, architecture, effort=1.):
-        "The owner's shadow of an origin: one network, trained for a share of the epochs."
-        return self._trained(architecture, self.pictures(origin, "shadow"), seed_of("shadow", origin, architecture, effort), lr=self.scale.shadow_lr, epochs=self._epochs(effort))
+    def shadow(self, origin, architecture, effort=1., family="shadow"):
+        "A shadow of an origin, made by the owner: one network, trained for a share of the epochs; the paper's on the prompts \"a {class}\", or on those of a family."
+        role = ("shadow", origin, architecture, effort, family)
+        if family == "shadow": pairs = self.pictures(origin, "shadow")
+        else: pairs = self.portion([(self.pictures(origin, "shadow") if origin == "real" else self.pictures(origin, family, owner=True), self.scale.suspect_images)], *role)
+        return self._trained(architecture, pairs, seed_of(*role), lr=self.scale.shadow_lr, epochs=self._epochs(effort))
 
     def shadows(self, origin):
-        "All shadows of an origin; the first is the paper's."
-        return [self.shadow(origin, a, e) for a in self.scale.shadow_architectures for e in self.scale.efforts]
+        "All shadows of an origin: every architecture and effort, on prompts of different families. The first is the paper's."
+        made = product(self.scale.shadow_architectures, self.scale.efforts)
+        return [self.shadow(origin, a, e, FAMILIES[k % len(FAMILIES)] if k else "shadow") for k, (a, e) in enumerate(made)]
 
     def ways(self):
         "How suspects are trained: (architecture, rate, loss, which), and the prompt family that goes with each."

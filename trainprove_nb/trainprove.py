@@ -25,7 +25,7 @@ def class_prompts(family:str, # "shadow", "validation" (the owner's), "name", "d
     if family not in wordings: raise ValueError(f"unknown family of prompts {family!r}: choose from {', '.join(wordings)}")
     return [wordings[family][k % len(wordings[family])].format(name=name) for k in range(n)]
 
-# %% ../nbs/10_trainprove.ipynb #4b4b51d8
+# %% ../nbs/10_trainprove.ipynb #90cb4d16
 def grubbs_critical(n:int, # values
                     alpha:float=.05 # level
                    ) -> float:
@@ -36,13 +36,14 @@ def grubbs_critical(n:int, # values
     return float((n - 1)/np.sqrt(n)*np.sqrt(t**2/(n - 2 + t**2)))
 
 def batch_values(variant:str, # "accuracy", "entropy" or "similarity"
-                 answers:np.ndarray, # labels (n,) or scores (n, classes); the last two variants need scores
+                 answers:np.ndarray, # labels (n,) or scores (n, classes), as logits; the last two variants need scores
                  truth:np.ndarray, # class numbers (n,)
                  batch_size:int=128, # pictures a batch; the last may be smaller
                 ) -> np.ndarray: # (batches,)
     "What the paper's test looks at, batch by batch. Raises ValueError for an unknown variant, or scores that it needs and has not."
     answers, truth = np.asarray(answers), np.asarray(truth)
     if len(answers) != len(truth): raise ValueError(f"{len(answers)} answers to {len(truth)} pictures: give one each")
+    if not isinstance(batch_size, (int, np.integer)) or batch_size < 1: raise ValueError(f"batch_size = {batch_size!r}: give a whole number of pictures, at least 1")
     if variant not in SIDES: raise ValueError(f"unknown variant {variant!r}: choose from {', '.join(SIDES)}")
     if variant != "accuracy" and answers.ndim == 1: raise ValueError(f"the variant {variant} needs scores, the suspect gives labels only: use accuracy")
     parts = [slice(k, k + batch_size) for k in range(0, len(truth), batch_size)]
@@ -63,7 +64,7 @@ def _similarity(a, y):
 SIDES = {"accuracy": "low", "entropy": "high", "similarity": "low"} # on which side an outlier is legal
 _VALUES = {"accuracy": _accuracy, "entropy": _entropy, "similarity": _similarity}
 
-# %% ../nbs/10_trainprove.ipynb #c09bef24
+# %% ../nbs/10_trainprove.ipynb #0948f3ef
 @dataclass(frozen=True)
 class GrubbsVerdict:
     "The paper's decision."
@@ -77,8 +78,10 @@ def grubbs_verdict(shadow, # its values, one a batch
                    alpha:float=.05, # level
                    side:str="low" # "low" or "high": where an outlier is legal
                   ) -> GrubbsVerdict:
-    "TrainProVe's test exactly as published. Raises ValueError for fewer than three batches, or when the shadow's do not vary."
-    shadow = np.asarray(shadow, dtype=float)
+    "TrainProVe's test exactly as published. Raises ValueError for fewer than three batches, values that are not finite, or when the shadow's do not vary."
+    shadow, suspect = np.asarray(shadow, dtype=float), np.atleast_1d(np.asarray(suspect, dtype=float))
+    for name, values in (("shadow", shadow), ("suspect", suspect)):
+        if not len(values) or not np.isfinite(values).all(): raise ValueError(f"the {name} has {len(values)} batches, {int((~np.isfinite(values)).sum())} of them without a finite value: a verdict needs all")
     critical, spread = grubbs_critical(len(shadow), alpha), shadow.std(ddof=1)
     if not spread > 1e-12: raise ValueError(f"all {len(shadow)} batches of the shadow have the same value ({shadow[0]:.3g}), so there is no spread to compare with: take smaller batches, or harder pictures")
     G = float((shadow.mean() - np.mean(suspect))/spread)*(1 if side == "low" else -1)

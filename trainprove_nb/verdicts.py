@@ -22,7 +22,7 @@ from .origins import OriginRecipes
 from .store import seed_of
 from .trainprove import SIDES, batch_values, grubbs_verdict
 
-# %% ../nbs/14c_verdicts.ipynb #1f762532
+# %% ../nbs/14c_verdicts.ipynb #296fab34
 KINDS = ("whole", "mixed", "tuned")
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def stages(recipes:OriginRecipes, # of a scale
     "What must be made before anybody is tried."
     from_real = [t.model["start"] for t in suspects if t.kind == "tuned"]
     shadows = [s for o in recipes.origins for s in recipes.shadows(o)]
-    parts = {str(p): p for t in suspects for p in t.model["pairs"]["parts"]}
-    return {"pictures": [recipes.pictures(o, use) for o in recipes.origins for use in ("validation", "shadow")] + list(parts.values()),
+    parts = {str(p): p for m in [t.model for t in suspects] + shadows for p in m["pairs"].get("parts", [m["pairs"]])}
+    return {"pictures": [recipes.pictures(o, "validation") for o in recipes.origins] + list(parts.values()),
             "shadows": shadows, "suspects": from_real + [t.model for t in suspects if t.kind != "tuned"], "tuned": [t.model for t in suspects if t.kind == "tuned"],
             "answers": [recipes.said(m) for m in [*shadows, *(t.model for t in suspects)]]}
 
