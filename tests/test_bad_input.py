@@ -439,7 +439,7 @@ def test_claims_without_results(tmp_path):
             if c.cell_type != 'code': continue
             exec(c.source, names)
             if 'parameters' in c.metadata.get('tags', []): names['out'] = str(tmp_path/'claims')
-    refused(run, 'no results of fig6, fig7, hard, table1, table2', 'run trainprove figures fig6')
+    refused(run, 'no results of fig6, fig7, hard, table1, table2, trainprove, batchsize', 'run trainprove figures fig6')
 
 
 def test_figure_does_not_take_N_of_0_for_all(tmp_path):

@@ -241,8 +241,9 @@ def test_answers_in_a_table(tmp_path):
 
 
 @pytest.fixture
-def service():
+def service(monkeypatch):
     "A web service that answers what `say` returns, and counts."
+    monkeypatch.setenv('NO_PROXY', '127.0.0.1')
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             asked.append(json.loads(self.rfile.read(int(self.headers['content-length']))))

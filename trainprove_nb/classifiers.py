@@ -131,7 +131,7 @@ def load_classifier(folder:str, device:str="cpu"):
 # %% ../nbs/04b_classifiers.ipynb #f4b4e7f0
 Classifier = Callable[[np.ndarray], np.ndarray] # uint8 (n, height, width, 3) -> int (n,) labels, or float (n, classes) scores
 
-# %% ../nbs/04b_classifiers.ipynb #a65827be
+# %% ../nbs/04b_classifiers.ipynb #7ac9792d
 class FolderClassifier:
     "A transformers image classifier in a folder; its classes are found by name. Pictures are brought to its size, and normalised as its preprocessor_config.json says."
     def __init__(self, folder:str, # written by save_pretrained
@@ -173,8 +173,7 @@ class HTTPClassifier:
                 _answers([row], self.classes, "the service")
                 return row
             except KeyError as e: problem = f"the reply has no {e}"
-            except ValueError as e: problem = str(e)
-            except Exception as e: problem = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
+            except Exception as e: problem = str(e) if type(e) is ValueError else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
         raise ValueError(f"{self.url} gave no answer in {self.tries} tries ({problem}): check the address, and that it answers with {{label}} or {{scores}}; {f'what was gathered is in {self.keep}' if self.keep else 'give keep=FILE to keep what was gathered'}")
 
     def __call__(self, images):

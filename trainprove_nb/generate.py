@@ -34,7 +34,7 @@ def _asked(pipe, steps, guidance, size):
     if "max_sequence_length" in known: said["max_sequence_length"] = min(known["max_sequence_length"].default, pipe.tokenizer.model_max_length)
     return said if size is None else {**said, "height": size, "width": size}
 
-def generate(pipe:"DiffusionPipeline", # a text-to-image pipeline
+def generate(pipe:Callable, # a diffusers text-to-image pipeline
              prompts:list, # n texts
              seeds:list, # n whole numbers, one a picture
              steps:int=15, # denoising steps
@@ -64,7 +64,7 @@ Suspect = Callable[[list, list], np.ndarray] # (n prompts, n seeds) -> uint8 (n,
 
 class PipelineSuspect:
     "A local diffusers pipeline, asked with fixed sampling settings (those of `generate`)."
-    def __init__(self, pipe:"DiffusionPipeline", **settings): self.pipe, self.settings = pipe, settings
+    def __init__(self, pipe:Callable, **settings): self.pipe, self.settings = pipe, settings
     def __call__(self, prompts, seeds): return generate(self.pipe, prompts, seeds, **self.settings)
 
 class FolderSuspect:

@@ -338,9 +338,7 @@ class Lab:
 
     def labelled(self, recipe:dict) -> tuple: # pictures uint8 (n, height, width, 3), class numbers (n,)
         "Pictures with their classes; of a `portion`, a random part of each class, from each of its origins."
-        if recipe["kind"] == "labelled":
-            found = self.pairs(recipe)
-            return pixels(found), np.array(found["label"])
+        if recipe["kind"] == "labelled": return _labelled(self.path(recipe))
         images, labels = [], []
         for part, n, seed in zip(recipe["parts"], recipe["n"], recipe["seeds"]):
             x, y = self.labelled(part)
@@ -384,6 +382,12 @@ class Lab:
                 if problem: failures.append(problem)
                 else: yield recipe
         if failures: raise RuntimeError(f"{len(failures)} of {len(missing)} artifacts could not be made (the others are kept); the first: {failures[0]}")
+
+@lru_cache(8)
+def _labelled(path):
+    "A `labelled` artifact's pictures and classes, decoded once for the many models of a worker that are asked about them."
+    found = Dataset(pq.read_table(path/"pairs.parquet"))
+    return pixels(found), np.array(found["label"])
 
 @lru_cache(None)
 def _end_with_parent():

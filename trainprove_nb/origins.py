@@ -18,7 +18,7 @@ from .lab import _identity, check_kinds
 from .shipped import model_path
 from .store import seed_of
 
-# %% ../nbs/13b_origins.ipynb #90fa291b
+# %% ../nbs/13b_origins.ipynb #cdd10dc0
 @dataclass(frozen=True)
 class OriginScale:
     "All the knobs of a TrainProVe experiment. Defaults: the mini lab."
@@ -82,7 +82,6 @@ def origin_scale(name:str, # a key of `ORIGIN_SCALES`
     if unknown := set(scale.losses) - set(LOSSES): raise ValueError(f"unknown loss {sorted(unknown)[0]!r}: choose from {', '.join(LOSSES)}")
     for knob in ("shadow_images", "validation_images", "pool", "suspect_images", "seeds"):
         if getattr(scale, knob) < 1: raise ValueError(f"{knob} = {getattr(scale, knob)}: at least 1 is needed")
-    if scale.suspect_images > scale.shadow_images: raise ValueError(f"suspect_images = {scale.suspect_images} of shadow_images = {scale.shadow_images}: shadows learn from as many pictures as suspects, so ask for 1 to {scale.shadow_images}")
     if scale.suspect_images > scale.pool: raise ValueError(f"suspect_images = {scale.suspect_images} of pool = {scale.pool}: ask for 1 to {scale.pool}")
     if (shadows := len(scale.efforts)*len(scale.shadow_architectures)) < 4: raise ValueError(f"{shadows} shadows an origin (efforts times shadow_architectures): at least 4 are needed")
     if wrong := [e for e in scale.efforts if not 0 < e <= 1]: raise ValueError(f"efforts has {wrong[0]}: give shares of the epochs, above 0 and at most 1")
@@ -90,7 +89,7 @@ def origin_scale(name:str, # a key of `ORIGIN_SCALES`
     if not 0 < scale.tuning <= 1 or scale.threads < 1 or min(scale.lrs) <= 0: raise ValueError(f"tuning = {scale.tuning}, threads = {scale.threads}, lrs = {list(scale.lrs)}: give a share up to 1, at least one thread, and rates above 0")
     return scale
 
-# %% ../nbs/13b_origins.ipynb #d20b5aa0
+# %% ../nbs/13b_origins.ipynb #31f84ea2
 FAMILIES = ("name", "domain", "guidance")
 
 class OriginRecipes:
@@ -105,7 +104,7 @@ class OriginRecipes:
     def pictures(self, origin, use, owner=False): # use: "shadow", "validation", or one of `FAMILIES`: a suspect's, or with `owner` drawn by the owner in that manner
         "Pictures of every class from an origin. Of real ones there are no families."
         s = self.scale
-        n = {"shadow": s.shadow_images, "validation": s.validation_images}.get(use, s.suspect_images if owner else s.pool)
+        n = {"shadow": s.shadow_images, "validation": s.validation_images}.get(use, min(s.suspect_images, s.shadow_images) if owner else s.pool)
         if origin == "real": return {"kind": "labelled", "corpus": s.real, "split": f"labelled {use}" if use in ("shadow", "validation") else "labelled", "classes": list(s.classes), "n": n, "size": s.size,
                                      **({} if s.real in CORPORA else {"identity": _identity(s.real)})}
         few = next((s.steps[k] for k in (origin, self.generators[origin]) if k in s.steps), None)
@@ -126,7 +125,7 @@ class OriginRecipes:
         "A shadow of an origin, made by the owner: one network, trained for a share of the epochs; the paper's on the prompts \"a {class}\", or on those of a family."
         role = ("shadow", origin, architecture, effort, family)
         if family == "shadow": pairs = self.pictures(origin, "shadow")
-        else: pairs = self.portion([(self.pictures(origin, "shadow") if origin == "real" else self.pictures(origin, family, owner=True), self.scale.suspect_images)], *role)
+        else: pairs = self.portion([(self.pictures(origin, "shadow") if origin == "real" else self.pictures(origin, family, owner=True), min(self.scale.suspect_images, self.scale.shadow_images))], *role)
         return self._trained(architecture, pairs, seed_of(*role), lr=self.scale.shadow_lr, epochs=self._epochs(effort))
 
     def shadows(self, origin):
