@@ -22,7 +22,7 @@ from .origins import OriginRecipes
 from .store import seed_of
 from .trainprove import SIDES, batch_values, grubbs_verdict
 
-# %% ../nbs/14c_verdicts.ipynb #296fab34
+# %% ../nbs/14c_verdicts.ipynb #1b686f2a
 KINDS = ("whole", "mixed", "tuned")
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ def stages(recipes:OriginRecipes, # of a scale
     "What must be made before anybody is tried."
     from_real = [t.model["start"] for t in suspects if t.kind == "tuned"]
     shadows = [s for o in recipes.origins for s in recipes.shadows(o)]
+    shadows += [recipes.shadow(o, a, recipes.scale.efforts[0]) for o in recipes.generators for a in recipes.scale.shadow_architectures[1:]]   # the paper's, of other networks
     parts = {str(p): p for m in [t.model for t in suspects] + shadows for p in m["pairs"].get("parts", [m["pairs"]])}
     return {"pictures": [recipes.pictures(o, "validation") for o in recipes.origins] + list(parts.values()),
             "shadows": shadows, "suspects": from_real + [t.model for t in suspects if t.kind != "tuned"], "tuned": [t.model for t in suspects if t.kind == "tuned"],
@@ -87,7 +88,7 @@ def trials(lab:Lab, recipes:OriginRecipes, suspects:list # of `Tried`
                       guilty=t.origin == o, accuracy=right[o].mean(), shadow_accuracy=shadow[o]) for o in recipes.generators]
     return pd.DataFrame(rows)
 
-# %% ../nbs/14c_verdicts.ipynb #f4bfa5c7
+# %% ../nbs/14c_verdicts.ipynb #4ebd6f4b
 def paper_verdicts(lab:Lab, recipes:OriginRecipes, suspects:list, # of `Tried`
                    batch_sizes=(128,), # pictures a batch
                    variants=tuple(SIDES), # accuracy (TrainProVe), entropy (-Ent), similarity (-Sim)
@@ -97,7 +98,7 @@ def paper_verdicts(lab:Lab, recipes:OriginRecipes, suspects:list, # of `Tried`
     "TrainProVe as published. Where the shadow's batches do not vary the test is void: no verdict (nan), which counts as legal."
     rows = []
     for a in architectures or recipes.scale.shadow_architectures[:1]:
-        shadow = {o: answers(lab, recipes, recipes.shadow(o, a, recipes.scale.efforts[0]))[o] for o in recipes.generators}
+        shadow = {o: answers(lab, recipes, recipes.shadow(o, a, recipes.scale.efforts[0]))[o] for o in recipes.generators}   # on the prompts "a {class}"
         for k, t in enumerate(suspects):
             said = answers(lab, recipes, t.model)
             for o in recipes.generators:
