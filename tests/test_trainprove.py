@@ -14,7 +14,7 @@ from trainprove_nb.data import CORPORA, SPLITS, corpus, named, pixels
 from trainprove_nb.generate import generate
 from trainprove_nb.lab import Lab
 from trainprove_nb.models import load_model, mini_transformer, save_model
-from trainprove_nb.origin import log_odds, origin_test
+from trainprove_nb.origin import OriginTest
 from trainprove_nb.origins import FAMILIES, ORIGIN_SCALES, OriginRecipes, origin_scale
 from trainprove_nb.trainprove import batch_values, class_prompts, grubbs_critical, grubbs_verdict, trainprove
 from trainprove_nb.verdicts import quality, tried
@@ -89,27 +89,46 @@ def answers(rng, home, ability=1., n=400, origins=('mine', 'rival', 'real'), edg
     return {o: rng.random(n) < 1/(1 + np.exp(-(ability + edge*(o == home) + rng.normal(0, .1)))) for o in origins}
 
 
-def shadows(rng, n=400, m=6): return {r: [answers(rng, r, rng.normal(1, .5), n) for _ in range(m)] for r in ('rival', 'real')}
+def shadows(rng, n=400, m=6): return {o: [answers(rng, o, rng.normal(1, .5), n) for _ in range(m)] for o in ('mine', 'rival', 'real')}
 
 
-def test_the_p_value_is_that_of_a_prediction_interval():
+def judged(suspect, known, owner='mine'): return OriginTest(known).judge(suspect, owner)
+
+
+def test_the_p_value_is_that_of_a_discriminant_between_lines():
+    "In coordinates of its own: contrasts of the accuracies, regressed by least squares."
     rng = np.random.default_rng(0)
-    known, suspect = shadows(rng), answers(rng, 'mine')
-    found = origin_test(suspect, known, 'mine')
-    for r, models in known.items():
-        a = np.array([[log_odds(m[o]) for o in ('mine', 'rival', 'real')] for m in [*models, suspect]])
-        ability, advantage = a.mean(1), a[:, 0] - a[:, ['mine', 'rival', 'real'].index(r)]
-        X = np.column_stack([np.ones(6), ability[:-1]])
-        beta, rss, *_ = np.linalg.lstsq(X, advantage[:-1], rcond=None)
-        at = np.array([1, ability[-1]])
-        t = (advantage[-1] - at@beta)/np.sqrt(rss[0]/4*(1 + at@np.linalg.inv(X.T@X)@at))
-        assert found.pvalues[r] == pytest.approx(stats.t.sf(t, 4)) and found.advantages[r] == pytest.approx(advantage[-1])
-    assert found.p == max(found.pvalues.values()) and found.pvalues[found.rival] == found.p
+    known, suspect = shadows(rng, 4000), answers(rng, 'mine', n=4000)
+    test = OriginTest(known)
+    found, contrasts = test.judge(suspect, 'mine'), np.array([[1, -1, 0], [1, 1, -2.]]).T
+    points = {o: np.array([[m[k].mean() for k in known] for m in models]) for o, models in known.items()}
+    at = np.array([suspect[k].mean() for k in known])
+    def design(x): return np.column_stack([np.ones(len(x)), x.mean(1)])
+    beta = {o: np.linalg.lstsq(design(x), x@contrasts, rcond=None)[0] for o, x in points.items()}
+    stray = np.concatenate([x@contrasts - design(x)@beta[o] for o, x in points.items()])
+    covariance, here = stray.T@stray/(18 - 6), np.array([1, at.mean()])
+    for r in ('rival', 'real'):
+        w = np.linalg.solve(covariance, here@beta['mine'] - here@beta[r])
+        h = here@np.linalg.inv(design(points[r]).T@design(points[r]))@here
+        t = w@(at@contrasts - here@beta[r])/np.sqrt(w@covariance@w*(1 + h))
+        assert found.pvalues[r] == pytest.approx(stats.t.sf(t/test.scale('mine'), 12), rel=1e-6)
+    assert found.p == max(found.pvalues.values()) == found.pvalues[found.rival] and found.accuracies['real'] == suspect['real'].mean()
+
+
+def test_the_unit_is_what_left_out_shadows_get():
+    rng = np.random.default_rng(4)
+    known = shadows(rng, 200)
+    got = []
+    for r in ('rival', 'real'):
+        for k, one in enumerate(known[r]):
+            test = OriginTest({**known, r: known[r][:k] + known[r][k+1:]})
+            got.append(stats.t.isf(test.judge(one, 'mine').pvalues[r], 17 - 6)*test.scale('mine'))
+    assert OriginTest(known).scale('mine') == pytest.approx(max(1, np.sqrt(np.mean(np.square(got)))))
 
 
 def test_innocents_are_rarely_accused_and_the_guilty_often():
     rng = np.random.default_rng(1)
-    def share(home): return np.mean([origin_test(answers(rng, home, rng.normal(1, .5)), shadows(rng), 'mine').p <= .05 for _ in range(150)])
+    def share(home): return np.mean([judged(answers(rng, home, rng.normal(1, .5)), shadows(rng), 'mine').p <= .05 for _ in range(150)])
     assert share('rival') <= .09 and share('real') <= .09      # binomial, 150 trials at .05: above .09 once in a hundred
     assert share('mine') > .6
 
@@ -118,26 +137,27 @@ def test_innocents_are_rarely_accused_and_the_guilty_often():
 def test_a_better_suspect_is_not_thereby_guilty(ability):
     "Far abler than any shadow (1 ± .5): a line drawn on beyond the shadows would accuse up to two in five."
     rng = np.random.default_rng(2)
-    p = [origin_test(answers(rng, home, ability, 1000), shadows(rng, 1000, 9), 'mine').p for home in ('rival', 'real') for _ in range(100)]
+    p = [judged(answers(rng, home, ability, 1000), shadows(rng, 1000, 9), 'mine').p for home in ('rival', 'real') for _ in range(100)]
     assert np.mean(np.array(p) <= .05) <= .08
 
 
 def test_more_pictures_give_more_power():
     def power(n):
         rng = np.random.default_rng(3)
-        return np.mean([origin_test(answers(rng, 'mine', 1., n, edge=.6), shadows(rng, n), 'mine').p <= .05 for _ in range(80)])
+        return np.mean([judged(answers(rng, 'mine', 1., n, edge=.25), shadows(rng, n), 'mine').p <= .05 for _ in range(80)])
     assert power(2000) > power(100) + .2
 
 
 def test_bad_input_of_the_origin_test():
     rng = np.random.default_rng(5)
     known, suspect = shadows(rng), answers(rng, 'mine')
-    refused(lambda: origin_test(suspect, known, 'yours'), "'yours'", 'mine')
-    refused(lambda: origin_test(suspect, {}, 'mine'), 'no rivals')
-    refused(lambda: origin_test(suspect, {'real': known['real'][:3]}, 'mine'), '3 shadows of real', 'at least 4')
-    refused(lambda: origin_test({'mine': suspect['mine']}, known, 'mine'), "'rival'", 'ask the suspect')
-    refused(lambda: origin_test(suspect, {'real': known['real'][:1]*5}, 'mine'), 'do not differ at all')
-    refused(lambda: origin_test(suspect, {'real': [{'real': m['real']} for m in known['real']]}, 'mine'), 'a shadow of real', "'mine'")
+    refused(lambda: judged(suspect, known, 'yours'), "'yours'", 'mine')
+    refused(lambda: OriginTest({'mine': known['mine']}), 'no rivals')
+    refused(lambda: OriginTest({**known, 'real': known['real'][:3]}), '3 shadows of real', 'at least 4')
+    refused(lambda: judged({'mine': suspect['mine']}, known), "'rival'", 'ask the suspect')
+    refused(lambda: OriginTest({**known, 'real': known['real'][:1]*5}), 'the shadows of real', 'one ability')
+    refused(lambda: OriginTest({o: [dict.fromkeys(known, np.arange(9) < k) for k in range(4)] for o in known}), 'do not stray')
+    refused(lambda: OriginTest({**known, 'real': [{'real': m['real']} for m in known['real']]}), 'a shadow of real', "'mine'")
 
 
 # Classifiers

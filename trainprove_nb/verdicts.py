@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 
 from .evidence import auc, proportion_interval
 from .lab import Lab
-from .origin import origin_test
+from .origin import OriginTest
 from .origins import OriginRecipes
 from .store import seed_of
 from .trainprove import SIDES, batch_values, grubbs_verdict
@@ -115,16 +115,16 @@ def origin_verdicts(lab:Lab, recipes:OriginRecipes, suspects:list, # of `Tried`
                     alpha:float=.05
                    ) -> pd.DataFrame: # one row a suspect and owner
     "The origin test on labels alone: its p-value, and for innocents the one without their own origin among the rivals (`p_unknown`). Where shadows do not differ the test is void: nan, not accused."
-    def p_value(*asked):
-        try: return origin_test(*asked)
-        except ValueError: return None
     shadows = {o: [_right(answers(lab, recipes, s), pictures) for s in recipes.shadows(o)] for o in recipes.origins}
+    def test(left_out=None):
+        try: return OriginTest({o: s for o, s in shadows.items() if o != left_out})
+        except ValueError: return None
+    of_all, without = test(), {o: test(o) for o in recipes.origins}
     rows = []
     for k, t in enumerate(suspects):
         right = _right(answers(lab, recipes, t.model), pictures)
         for o in recipes.generators:
-            found = p_value(right, shadows, o)
-            unknown = p_value(right, {r: s for r, s in shadows.items() if r != t.origin}, o) if t.origin != o else None
+            found, unknown = (x and x.judge(right, o) for x in (of_all, without[t.origin] if t.origin != o else None))
             rows.append(dict(suspect=k, owner=o, p=found.p if found else np.nan, rival=found.rival if found else "", score=-found.p if found else np.nan, accused=bool(found and found.p <= alpha), p_unknown=unknown.p if unknown else np.nan))
     return pd.DataFrame(rows)
 
