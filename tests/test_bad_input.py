@@ -20,7 +20,8 @@ from trainprove_nb.finetune import finetune
 from trainprove_nb.generate import FolderSuspect, HTTPSuspect, ask, generate
 from trainprove_nb.instance import groundwork, trials
 from trainprove_nb.keys import detection_keys, random_keys
-from trainprove_nb.lab import Lab, Recipes, own_split, scale_of
+from trainprove_nb.lab import Lab, Recipes, scale_of
+from trainprove_nb.makers import own_split
 from trainprove_nb.mix import check_rho, mix
 from trainprove_nb.models import WEIGHTS, load_model
 from trainprove_nb.store import Store

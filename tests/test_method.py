@@ -19,7 +19,8 @@ from trainprove_nb.finetune import encode_texts, finetune, step_generator, targe
 from trainprove_nb.generate import generate
 from trainprove_nb.instance import STRATEGIES, trials
 from trainprove_nb.keys import detection_keys, random_keys, reproduction
-from trainprove_nb.lab import SHARES, Recipes, own_split, scale_of
+from trainprove_nb.lab import Recipes, scale_of
+from trainprove_nb.makers import SHARES, own_split
 from trainprove_nb.mix import mix
 from trainprove_nb.models import load_model
 from trainprove_nb.store import DamagedArtifact, Store, recipe_name, seed_of
