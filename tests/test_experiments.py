@@ -32,7 +32,7 @@ def test_experiment_runs_as_the_readme_says(figure):
 
 
 def test_experiment_shows_both_figures(figure):
-    drawing = [c for c in nbformat.read(figure/'out.ipynb', 4).cells if c.source.startswith('fig = conf_figure(')]
+    drawing = [c for c in nbformat.read(figure/'out.ipynb', 4).cells if c.source.startswith('save_figure(conf_figure(')]
     assert ['image/png' in [kind for o in c.outputs for kind in o.get('data', {})] for c in drawing] == [True, True]
 
 

@@ -19,14 +19,14 @@ def contrast(to_key, # (N,) distances of a suspect's answers to the key pictures
     return float((to_key - to_own.mean(0)).mean())
 
 # %% ../nbs/07b_contrast.ipynb #0b646992
-def release_test(to_released, # (prompts,) mean distance of the suspect's answer to what was released for each prompt
-                 to_withheld, # (prompts,) mean distance to as many fresh pictures of the same prompt, never released
+def release_test(to_released, # (prompts,) mean distance of the suspect's answer to what was released for each prompt; or (models, prompts)
+                 to_withheld, # the same shape: mean distance to as many fresh pictures of the same prompt, never released
                  resamples:int=9999, # random swaps; up to 13 prompts are swapped in all ways
                  seed:int=0 # of the swaps
-                ) -> tuple: # (advantage, p-value)
+                ) -> tuple: # (advantage, p-value), of each model
     "How much nearer the released pictures are, and how often chance alone does as much (scipy's permutation test of paired samples). Raises ValueError for lists of different lengths, or fewer than 5 prompts, with which no p-value below .05 exists."
     a, b = np.asarray(to_released, dtype=float), np.asarray(to_withheld, dtype=float)
-    if a.shape != b.shape: raise ValueError(f"{len(a)} released and {len(b)} withheld distances: give one of each for every prompt")
-    if len(a) < 5: raise ValueError(f"{len(a)} prompts: at least 5 are needed for a p-value below .05")
-    found = stats.permutation_test((b, a), lambda x, y, axis=-1: (x - y).mean(axis), vectorized=True, permutation_type="samples", alternative="greater", n_resamples=resamples, batch=1000, rng=np.random.default_rng(seed))
-    return float(found.statistic), float(found.pvalue)
+    if a.shape != b.shape: raise ValueError(f"{a.shape[-1]} released and {b.shape[-1]} withheld distances: give one of each for every prompt")
+    if a.shape[-1] < 5: raise ValueError(f"{a.shape[-1]} prompts: at least 5 are needed for a p-value below .05")
+    found = stats.permutation_test((b, a), lambda x, y, axis: (x - y).mean(axis), axis=-1, vectorized=True, permutation_type="samples", alternative="greater", n_resamples=resamples, batch=1000, rng=np.random.default_rng(seed))
+    return found.statistic, found.pvalue

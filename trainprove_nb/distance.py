@@ -17,7 +17,7 @@ import torch
 def _unit(x:np.ndarray, y:np.ndarray) -> tuple:
     "Two batches as float32 in [0, 1]; ValueError when they do not match."
     if x.shape != y.shape: raise ValueError(f"pictures of shapes {x.shape} and {y.shape} cannot be compared: bring them to one number and size")
-    return tuple(a.astype(np.float32)/(255 if a.dtype == np.uint8 else 1) for a in (x, y))
+    return tuple(a.astype(np.float32)/np.float32(255) if a.dtype == np.uint8 else a.astype(np.float32, copy=False) for a in (x, y))
 
 def rms(x:np.ndarray, # (n, height, width, 3), uint8 or floats in [0, 1]
         y:np.ndarray # the same shape

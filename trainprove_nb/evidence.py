@@ -9,7 +9,7 @@ __all__ = ['proportion_interval', 'mean_interval', 'Rate', 'auc', 'tpr_at_fpr', 
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from sklearn.metrics import roc_auc_score, roc_curve
 
 # %% ../nbs/11_evidence.ipynb #6b1ac05a
@@ -19,7 +19,7 @@ def proportion_interval(k:int, # successes
                        ) -> tuple: # (low, high)
     "Clopper–Pearson interval of a proportion: exact, from the quantiles of two beta distributions."
     tail = (1 - level)/2
-    return float(stats.beta.ppf(tail, k, n - k + 1)) if k else 0., float(stats.beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.
+    return float(special.betaincinv(k, n - k + 1, tail)) if k else 0., float(special.betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.
 
 def mean_interval(values, # one number a model
                   level:float=.95 # confidence

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.display import Image
 from scipy import stats
 
 from .lab import INNOCENTS
@@ -38,14 +39,17 @@ def check_folder(folder:str # of results
     return Path(folder)
 
 def save_figure(fig, # a matplotlib figure
-                folder:str, # made when missing
+                folder:str, # from `check_folder`
                 name:str # without ending
-               ) -> list: # of the paths written
-    "Write a figure as PNG and SVG, without dates in them."
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    paths = [Path(folder)/f"{name}.{ending}" for ending in ("png", "svg")]
-    for p in paths: fig.savefig(p, bbox_inches="tight", metadata={"Date": None} if p.suffix == ".svg" else {"Software": None})
-    return paths
+               ) -> Image: # the PNG, for a notebook to show
+    "Write a figure as PNG and SVG, without dates in them, and close it: it is laid out once, and not drawn again to be shown."
+    fig.draw_without_rendering(); fig.set_layout_engine("none")
+    path = Path(folder)/name
+    fig.savefig(f"{path}.svg", metadata={"Date": None})
+    fig.savefig(f"{path}.png", metadata={"Software": None})
+    width = 100*fig.get_figwidth()
+    plt.close(fig)
+    return Image(f"{path}.png", width=width)
 
 # %% ../nbs/15_figures.ipynb #b29aec30
 def pooled_intervals(values:pd.Series, # one number a model
@@ -71,28 +75,16 @@ def conf_panel(ax, # matplotlib axes
         rows = judged[judged.strategy == strategy]
         if rows.empty: continue
         colour, shift = COLOURS[strategy], (j - 1.5)*.014
-        points = pooled_intervals(rows[score], pd.Series(np.where(rows.kind == "infringing", rows.rho.astype(str), rows.kind), rows.index))
-        guilty = rows[rows.kind == "infringing"]
-        x = np.array(sorted(guilty.rho.unique()))
-        line = points.loc[[str(r) for r in x]]
-        start = points.loc["disjoint data"] if "disjoint data" in points.index else None
-        xs, ys = (np.r_[0, x], np.r_[start["mean"], line["mean"]]) if start is not None else (x, line["mean"])
-        ax.plot(xs + shift, ys, color=colour, lw=1.4, zorder=2)
-        _bars(ax, x + shift, line, colour)
-        ax.scatter(guilty.rho + shift, guilty[score], s=11, color=colour, alpha=.45, lw=0, zorder=3)
-        for i, kind in enumerate(INNOCENTS):
-            if kind not in points.index: continue
-            at = -.08*i + shift
-            _bars(ax, [at], points.loc[[kind]], colour)
-            ax.scatter(np.full((rows.kind == kind).sum(), at), rows[score][rows.kind == kind], s=11, color=colour, alpha=.45, lw=0, zorder=3)
-            ax.scatter([at], points.loc[[kind], "mean"], marker=MARKS[kind], s=22, facecolor="none", edgecolor=colour, zorder=4)
+        x = rows.rho.where(rows.kind == "infringing", -.08*rows.kind.map({kind: i for i, kind in enumerate(INNOCENTS)}))
+        points = pooled_intervals(rows[score], x)
+        line = points["mean"][points.index >= 0]   # from the innocents with disjoint data, at 0, through the infringers
+        ax.plot(line.index + shift, line, color=colour, lw=1.4, zorder=2)
+        ax.vlines(points.index + shift, points.low.clip(0, 1), points.high.clip(0, 1), color=colour, lw=1, alpha=.8, zorder=1)
+        ax.plot(x + shift, rows[score], ls="", marker="o", ms=3.4, mew=0, color=colour, alpha=.45, zorder=3)
+        for at, kind in zip(points.index[points.index <= 0][::-1], INNOCENTS): ax.plot(at + shift, points["mean"][at], ls="", marker=MARKS[kind], ms=4.7, mfc="none", mec=colour, zorder=4)
     ax.axvline(-.24, color="none"); ax.axvspan(-.24, .04, color="#f2f0ea", zorder=0)
     ax.set(ylim=(-.03, 1.03), xlabel="ρ, proportion of generated pairs", ylabel="conf", title=table.source.iloc[0])
     ax.set_xticks(sorted({0, *judged.rho}))
-
-def _bars(ax, x, points, colour):
-    low, high = points["low"].clip(0, 1), points["high"].clip(0, 1)
-    ax.vlines(x, low, high, color=colour, lw=1, alpha=.8, zorder=1)
 
 def conf_figure(table:pd.DataFrame, # rows of `instance.measure`, several sources
                 score:str="conf", # or "conf_calibrated"
@@ -111,7 +103,6 @@ def conf_figure(table:pd.DataFrame, # rows of `instance.measure`, several source
     fig.legend(handles=lines + marks, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     fixed = "".join(f", δ0 = {d:g}" for d in table.delta0.dropna().unique())
     fig.suptitle(f"conf on N = {int(table.N.max())} key samples{', δ0 calibrated on other innocents' if score == 'conf_calibrated' else fixed}; bars: 95% interval of the mean", fontsize=9)
-    fig.draw_without_rendering(); fig.set_layout_engine("none")   # lay out once, not at every saving
     return fig
 
 # %% ../nbs/15_figures.ipynb #4a672f48
@@ -121,11 +112,11 @@ def kinds_panel(ax, # matplotlib axes
                 groups:pd.Series # what stands where on the x-axis, one a row
                ) -> None:
     "One dot a model, group by group, with the mean and its 95% interval: infringers red, innocents blue."
-    points = pooled_intervals(table[score], groups)
-    for x, name in enumerate(dict.fromkeys(groups)):
-        values = table[score][groups == name]
-        colour = COLOURS["detection"] if (table.kind[groups == name] == "infringing").all() else COLOURS["random"]
-        ax.scatter(x + np.linspace(-.14, .14, len(values)) if len(values) > 1 else [x], values, s=11, color=colour, alpha=.6, lw=0, zorder=3)
-        ax.vlines(x, points.low[name], points.high[name], color=colour, lw=1.2, zorder=2)
-        ax.hlines(points["mean"][name], x - .2, x + .2, color=colour, lw=1.6, zorder=2)
-    ax.set_xticks(range(len(set(groups))), list(dict.fromkeys(groups)), rotation=35, ha="right")
+    names = list(dict.fromkeys(groups))
+    x, points = np.arange(len(names)), pooled_intervals(table[score], groups).loc[names]
+    colours = (table.kind == "infringing").groupby(groups).all().map({True: COLOURS["detection"], False: COLOURS["random"]})
+    nth, of = groups.groupby(groups).cumcount(), groups.groupby(groups).transform("size")
+    ax.scatter(groups.map(dict(zip(names, x))) + .28*(nth - (of - 1)/2)/(of - 1).clip(lower=1), table[score], s=11, color=groups.map(colours), alpha=.6, lw=0, zorder=3)
+    ax.vlines(x, points.low, points.high, colors=colours[names], lw=1.2, zorder=2)
+    ax.hlines(points["mean"], x - .2, x + .2, colors=colours[names], lw=1.6, zorder=2)
+    ax.set_xticks(x, names, rotation=35, ha="right")

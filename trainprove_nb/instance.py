@@ -15,7 +15,6 @@ import pandas as pd
 
 from .conf import calibrate_delta0, conf, first
 from .contrast import contrast, release_test
-from .data import pixels
 from .distance import distance
 from .evidence import auc, proportion_interval, trend
 from .lab import INNOCENTS, Lab, Recipes, Scale, Source
@@ -124,7 +123,7 @@ def measure(lab:Lab, # with the artifacts
             tried:list|None=None # `Trial`s to measure, calibration innocents among them; None: `trials`
            ) -> pd.DataFrame: # one row a model, strategy and N
     "Conf of every model tried on a source, at the paper's δ0 and at one calibrated on the calibration innocents alone; and the contrast, as it is and less that of the calibration innocents."
-    shown = {s: [pixels(lab.pairs(recipes.keys(source, s)))] + [lab.array(recipes.own(source, s, r)) for r in range(recipes.scale.repeats)] for s in strategies}
+    shown = {s: [lab.pictures(recipes.keys(source, s))] + [lab.array(recipes.own(source, s, r)) for r in range(recipes.scale.repeats)] for s in strategies}
     rows, measured = [], [(t, distances(lab, t, shown, metric)) for t in (trials(recipes, source, strategies) if tried is None else tried)]
     for s, n in product(strategies, N if isinstance(N, (list, tuple)) else [N]):
         calibrated = calibrate_delta0([first(d[s][0], n) for t, d in measured if t.kind == "calibration"], fpr)
@@ -148,7 +147,7 @@ def measure_marks(lab:Lab, # with the artifacts
                  ) -> pd.DataFrame: # one row a model
     "Bit accuracy, share of answers in which the message is found (`conf`), and p-value, of `marked_trials`; the source's own unmarked answers are the reference."
     rows, (message, seed) = [], recipes.secret(source)
-    message, usual = draw_message(message), np.concatenate([lab.array(recipes.own(source, "random", r)) for r in range(recipes.scale.repeats)])
+    message, usual = draw_message(message), np.concatenate([lab.array(recipes.own(source, "random", r)) for r in range(recipes.scale.repeats)]).mean(0, keepdims=True)
     for t in marked_trials(recipes, source):
         answers = lab.array(t.answers["random"])
         found = read(answers[:len(first(np.zeros(len(answers)), N))], seed, reference=usual)
@@ -169,20 +168,19 @@ def released(lab:Lab, # with the artifacts
             ) -> pd.DataFrame: # one row a model
     "Release test of every model tried on a source against one account's log; the source's own answers are what was withheld. All mined keys whose caption is in the log are used; nan where they are fewer than 5."
     d, log, own = distance(metric), lab.pairs(recipes.generated(source, account)), [lab.array(recipes.own(source, strategy, r)) for r in range(recipes.scale.repeats)]
-    pictures, given = pixels(log), {}
+    pictures, given = lab.pictures(recipes.generated(source, account)), {}
     for j, text in enumerate(log["text"]): given.setdefault(text, []).append(j)
     place = {}   # one key a caption: two of one caption would share their released pictures, and not be independent
     for i, text in enumerate(lab.pairs(recipes.keys(source, strategy))["text"]): place.setdefault(text, i)
     triples = np.array([(i, j, r) for text, i in place.items() for r, j in enumerate(given.get(text, [])[:len(own)])], dtype=int).reshape(-1, 3)
     prompts, i = np.unique(triples[:, 0], return_inverse=True)
     def mean(values): return np.bincount(i, values)/np.bincount(i)
-    rows = []
-    for t in trials(recipes, source, [strategy]) if tried is None else tried:
-        answers = lab.array(t.answers[strategy])[triples[:, 0]]
-        to_withheld = np.stack(own)[triples[:, 2], triples[:, 0]]
-        advantage, p = release_test(mean(d(answers, pictures[triples[:, 1]])), mean(d(answers, to_withheld))) if len(prompts) >= 5 else (np.nan, np.nan)
-        rows.append(dict(source=source.name, kind=t.kind, rho=t.rho, k=t.k, account=account, prompts=len(prompts), advantage=advantage, p=p))
-    return pd.DataFrame(rows)
+    tried = trials(recipes, source, [strategy]) if tried is None else tried
+    rows = pd.DataFrame([dict(source=source.name, kind=t.kind, rho=t.rho, k=t.k, account=account, prompts=len(prompts)) for t in tried])
+    if len(prompts) < 5: return rows.assign(advantage=np.nan, p=np.nan)
+    answers = [lab.array(t.answers[strategy])[triples[:, 0]] for t in tried]
+    to_released, to_withheld = ([mean(d(x, y)) for x in answers] for y in (pictures[triples[:, 1]], np.stack(own)[triples[:, 2], triples[:, 0]]))
+    return rows.assign(**dict(zip(("advantage", "p"), release_test(to_released, to_withheld))))
 
 # %% ../nbs/14_instance.ipynb #66ae526c
 def separation(table:pd.DataFrame, # rows of `measure`, one or more sources
