@@ -171,7 +171,7 @@ def labelled():
 def test_pictures_of_classes_are_those_that_their_captions_name(labelled):
     ds = corpus('emoji', 'labelled', 8, classes=ANIMALS)
     assert all(ANIMALS[y] in text for text, y in zip(ds['text'], labelled[1]))
-    assert named(['a small cat face on cream', 'a scat facet', 'a frog and a cat face'], ANIMALS).tolist() == [0, -1, 0]
+    assert named(['a small cat face on cream', 'a scat facet', 'A Frog and a cat face', 'Cat Face'], ANIMALS).tolist() == [0, -1, 0, 0]
     refused(lambda: corpus('emoji', 'evaluation', 500, classes=ANIMALS), "'cat face'", 'ask for fewer')
 
 

@@ -175,8 +175,8 @@ def pairs(images:list, # n PIL images, or uint8 array (n, height, width, 3)
 def named(texts:list, # n captions
           classes:list # names
          ) -> np.ndarray: # int (n,)
-    "Which class each caption names, as whole words; of several the longest; -1 for none."
-    found = [re.compile(rf"\b{re.escape(c)}\b") for c in classes]
+    "Which class each caption names, as whole words, small letters or capitals; of several the longest; -1 for none."
+    found = [re.compile(rf"\b{re.escape(c)}\b", re.IGNORECASE) for c in classes]
     return np.array([max((k for k, f in enumerate(found) if f.search(t)), key=lambda k: len(classes[k]), default=-1) for t in texts], dtype=int)
 
 def corpus(name:str, # "avatars" or "emoji"
