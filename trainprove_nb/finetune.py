@@ -126,7 +126,7 @@ def finetune(pipe:DiffusionPipeline, # changed in place
     scheduler = get_scheduler(schedule, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
     optimizer = accelerator.prepare(optimizer)
     average = [p.detach().clone() for p in parameters] if ema else []
-    start, losses, running = _resume(checkpoint, trained, optimizer, scheduler, average)
+    start, losses, running = _resume(checkpoint, trained, optimizer, scheduler, accelerator.scaler, average)
 
     trained.train()
     with tqdm(total=steps, initial=start, desc="finetune", unit="step", disable=not progress) as bar:
@@ -148,7 +148,7 @@ def finetune(pipe:DiffusionPipeline, # changed in place
             if ema: torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(ema, (1 + step)/(10 + step)))
             running = running + loss.detach()
             if (step + 1) % 50 == 0 or step + 1 == steps: losses, running = losses + [(step + 1, running.item()/(step % 50 + 1))], torch.zeros(())
-            if checkpoint and ((step + 1) % save_every == 0): _save(checkpoint, step + 1, trained, optimizer, scheduler, average, losses, running)
+            if checkpoint and ((step + 1) % save_every == 0): _save(checkpoint, step + 1, trained, optimizer, scheduler, accelerator.scaler, average, losses, running)
             bar.update()
     if ema:
         for p, a in zip(parameters, average): p.data.copy_(a)
@@ -156,17 +156,18 @@ def finetune(pipe:DiffusionPipeline, # changed in place
     return losses
 
 # %% ../nbs/04_finetune.ipynb #05d4d757
-def _save(path, step, trained, optimizer, scheduler, average, losses, running):
+def _save(path, step, trained, optimizer, scheduler, scaler, average, losses, running):
     "Write the state of a run, whole or not at all."
-    state = dict(step=step, model=trained.state_dict(), optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(), average=average, losses=losses, running=running)
+    state = dict(step=step, model=trained.state_dict(), optimizer=optimizer.state_dict(), scheduler=scheduler.state_dict(), scaler=scaler.state_dict() if scaler else {}, average=average, losses=losses, running=running)
     torch.save(state, f"{path}.new")
     os.replace(f"{path}.new", path)
 
-def _resume(path, trained, optimizer, scheduler, average):
+def _resume(path, trained, optimizer, scheduler, scaler, average):
     "Load the state of a run, if there is one: (next step, losses so far, running loss)."
     if not path or not Path(path).exists(): return 0, [], torch.zeros(())
     try: state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as e: raise ValueError(f"the checkpoint {path} was truncated or altered ({type(e).__name__}): delete it, and the run starts from the beginning") from None
     trained.load_state_dict(state["model"]); optimizer.load_state_dict(state["optimizer"]); scheduler.load_state_dict(state["scheduler"])
+    if scaler: scaler.load_state_dict(state["scaler"])   # fp16's loss scale
     for a, b in zip(average, state["average"]): a.copy_(b)
     return state["step"], state["losses"], state["running"]

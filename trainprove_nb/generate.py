@@ -68,15 +68,15 @@ class PipelineSuspect:
     def __call__(self, prompts, seeds): return generate(self.pipe, prompts, seeds, **self.settings)
 
 class FolderSuspect:
-    "Answers collected beforehand: an imagefolder whose metadata.jsonl gives `file_name`, `text` and, where one prompt has several answers, in their order."
+    "Answers collected beforehand: an imagefolder whose metadata.jsonl gives `file_name`, `text` and, where one prompt has several answers, in their order. None is given twice."
     def __init__(self, folder:str):
-        self.folder, self.answers = Path(folder), {}
+        self.folder, self.answers, self.given = Path(folder), {}, {}
         if not (self.folder/"metadata.jsonl").exists(): raise FileNotFoundError(f"no metadata.jsonl in {folder}: each line needs file_name and text")
         for file, text in read_metadata(self.folder): self.answers.setdefault(text, []).append(file)
     def __call__(self, prompts, seeds):
-        asked, images = {}, []
+        images = []
         for p in prompts:
-            k = asked[p] = asked.get(p, -1) + 1
+            k = self.given[p] = self.given.get(p, -1) + 1
             if k >= len(self.answers.get(p, [])): raise ValueError(f"{self.folder} has {len(self.answers.get(p, []))} answers to {p!r}, but {k+1} are needed: collect the others and add them")
             file = self.answers[p][k]
             try: images.append(Image.open(file).convert("RGB"))

@@ -83,7 +83,7 @@ def scale_of(name:str, # a key of `SCALES`
     for knob, least in (("rhos", 1), ("bases", 1), ("corpora", 2)):
         if len(getattr(scale, knob)) < least: raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}")
     for knob in knobs.keys() & {"source_training", "suspect_training", "sampling", "prompt_search"}:
-        known = [n for n, p in inspect.signature(_maker(knob)).parameters.items() if p.default is not p.empty]
+        known = [n for n, p in inspect.signature(_maker(knob)).parameters.items() if p.default is not p.empty and n not in ("checkpoint", "save_every", "progress", "mixed_precision", "seed")]
         if unknown := set(knobs[knob]) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known)}")
     if scale.mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(PRECISIONS)}, auto")
     check_rho(scale.overlap)
@@ -188,16 +188,16 @@ class Recipes:
         return {"kind": "prompts", "model": self.source(source), "pairs": self.train(source), "n": s.part, "threads": s.threads,
                 "search": {**s.prompt_search, "mixed_precision": s.mixed_precision, "seed": seed_of("prompts", source.name)}}
 
-    def reproduction(self, source, strategy="detection", metric="rms"):
-        "How closely the source reproduces its training set, on seeds of its own; for strategy \"generation\", from optimised prompts; for \"leak\", on what the first infringer was given."
-        if strategy == "leak": return {"kind": "leak", "pairs": self.train(source), "generated": self.generated(source, 0), "metric": metric}
+    def reproduction(self, source, strategy="detection"):
+        "How closely (RMS) the source reproduces its training set, on seeds of its own; for strategy \"generation\", from optimised prompts; for \"leak\", on what the first infringer was given."
+        if strategy == "leak": return {"kind": "leak", "pairs": self.train(source), "generated": self.generated(source, 0), "metric": "rms"}
         optimised = strategy == "generation"
-        return {"kind": "reproduction", "model": self.source(source), "pairs": self.prompts(source) if optimised else self.train(source), "repeats": self.scale.repeats, "metric": metric,
+        return {"kind": "reproduction", "model": self.source(source), "pairs": self.prompts(source) if optimised else self.train(source), "repeats": self.scale.repeats, "metric": "rms",
                 "role": ["mining", source.name] + ["generation"]*optimised, "sampling": self.sampling, "threads": self.scale.threads}
 
-    def keys(self, source, strategy, metric="rms"):
+    def keys(self, source, strategy):
         "Key samples of a strategy: \"detection\", \"generation\" or \"random\"; \"leak\" is the mistake of mining on a suspect's own training set, to show what it does."
-        found = self.reproduction(source, strategy, metric)
+        found = self.reproduction(source, strategy)
         return {"kind": "keys", "strategy": strategy, "pairs": found["pairs"], "reproduction": found, "N": self.mined(strategy), "seed": seed_of("random keys", source.name)}
 
     def mined(self, strategy):

@@ -12,81 +12,75 @@ import numpy as np
 from scipy import stats
 
 # %% ../nbs/10b_origin.ipynb #6f0c03a9
-@dataclass(frozen=True)
-class _Line:
-    "Where classifiers of one origin lie: their accuracies as a linear function of ability."
-    slope: np.ndarray     # (origins,)
-    intercept: np.ndarray # (origins,)
-    abilities: np.ndarray # of the shadows that it was drawn through
+def _hump(ability, chance):
+    "u: how far from knowing nothing and from knowing everything."
+    return np.clip((ability - chance)*(1 - ability), 0, None)
 
-    def at(self, ability): return np.clip(self.intercept + self.slope*ability, 0, 1)
-
-    def leverage(self, ability):
-        x = self.abilities
-        return 1/len(x) + (ability - x.mean())**2/((x - x.mean())**2).sum()
-
-def _fit(accuracies, home):
-    "The line of each origin, and inverse and degrees of freedom of the covariance of what strays from it. (models, origins), (models,)"
-    lines, stray = {}, np.zeros_like(accuracies)
+def _fit(accuracies, home, chance):
+    "Of each origin β and the sum of u²; the inverse of the strays' covariance; its degrees of freedom. (models, origins), (models,)"
+    u, shapes, stray = _hump(accuracies.mean(1), chance), {}, accuracies - accuracies.mean(1, keepdims=True)
     for o in dict.fromkeys(home):
-        y = accuracies[home == o]
-        x = y.mean(1)
-        if np.ptp(x) < 1e-9: raise ValueError(f"the shadows of {o} are all of one ability: ask about more pictures, or stop some of them earlier")
-        lines[o] = _Line(*np.polyfit(x, y, 1), x)
-        stray[home == o] = y - lines[o].intercept - lines[o].slope*x[:, None]
-    if not np.abs(stray).max() > 1e-9: raise ValueError("the shadows do not stray from their lines at all: ask about more pictures, or train more of them")
-    freedom = len(home) - 2*len(lines)
-    return lines, np.linalg.pinv(stray.T@stray/freedom, rcond=1e-9, hermitian=True), freedom   # strays sum to zero over the origins: ability took that away
+        own = home == o
+        if not u[own].any(): raise ValueError(f"the shadows of {o} know nothing, or everything: where all are as good as chance, or always right, no origin shows; train them otherwise")
+        shapes[o] = (u[own]@stray[own]/(u[own]**2).sum(), (u[own]**2).sum())
+        stray[own] -= np.outer(u[own], shapes[o][0])
+    if not np.abs(stray).max() > 1e-9: raise ValueError("the shadows do not differ at all: ask about more pictures, or train more of them")
+    freedom = len(home) - len(shapes)
+    return shapes, np.linalg.pinv(stray.T@stray/freedom, rcond=1e-9, hermitian=True), freedom
 
-def _excess(fitted, accuracies, owner, rival):
-    "t_r: how far from the rival's line towards the owner's, in standard deviations; 0 where the two lines are one."
-    lines, weight, _ = fitted
-    ability = accuracies.mean()
-    theirs = lines[rival].at(ability)
-    apart = lines[owner].at(ability) - theirs
-    w = weight@apart
-    sd = np.sqrt(max(apart@w, 0)*(1 + lines[rival].leverage(ability)))
-    return float(w@(accuracies - theirs)/sd) if sd > 1e-9 else 0.
+def _excess(fitted, accuracies, owner, rival, chance):
+    "t_r: how far from where the rival's classifiers lie towards the owner's, in standard deviations; 0 where nothing tells the two apart."
+    (mine, _), (theirs, weight), inverse = fitted[0][owner], fitted[0][rival], fitted[1]
+    u, w = _hump(accuracies.mean(), chance), inverse@(mine - theirs)
+    sd = np.sqrt(max((mine - theirs)@w, 0)*(1 + u**2/weight))
+    return float(w@(accuracies - accuracies.mean() - u*theirs)/sd) if sd > 1e-9 else 0.
 
 # %% ../nbs/10b_origin.ipynb #175d88fe
 @dataclass(frozen=True)
 class OriginVerdict:
     "How well innocence explains a suspect."
-    p: float         # chance of such a profile if innocent: the largest of all rivals'
+    p: float         # about how often an innocent looks like this, or more suspicious: the largest of all rivals'
     rival: str       # whose classifiers it is most like
     pvalues: dict    # rival -> p_r
     accuracies: dict # origin -> share of right answers on its validation set
+    beyond: list     # rivals of whom no shadow is as able, or none as poor: there the shape alone speaks
 
 class OriginTest:
-    "The shadows of all origins, learnt from once; then any number of suspects. Raises ValueError for no rivals, too few shadows, missing answers, or shadows without spread."
-    def __init__(self, shadows:dict # origin -> a list of its shadows, each a dictionary: origin -> which of its answers to that origin's validation set were right, bool (n,)
+    "The shadows of all origins, learnt from once; then any number of suspects. Raises ValueError for no rivals, too few shadows, missing answers, or shadows that do not differ."
+    def __init__(self, shadows:dict, # origin -> a list of its shadows, each a dictionary: origin -> which of its answers to that origin's validation set were right, bool (n,)
+                 chance:float # accuracy of who guesses: 1/classes
                 ):
-        self.origins = list(shadows)
+        self.origins, self.chance = list(shadows), chance
         if len(shadows) < 2: raise ValueError("no rivals: give shadows of the owner's generator, and some that learnt from other generators, or from real pictures")
         for o, models in shadows.items():
-            if len(models) < 4: raise ValueError(f"{len(models)} shadows of {o}: at least 4 are needed, to put a line through them and see how far they are from it")
-            if lost := [k for k in self.origins if any(k not in m for m in models)]: raise ValueError(f"a shadow of {o} was not asked about the validation set of {lost[0]!r}: ask every shadow about all")
+            if len(models) < 4: raise ValueError(f"{len(models)} shadows of {o}: at least 4 are needed, to see how much they differ when one is left out")
+        self.asked = {o: np.shape(m) for o, m in shadows[self.origins[0]][0].items()}
         self.home = np.array([o for o, models in shadows.items() for _ in models])
-        self.accuracies = np.array([self._accuracies(m) for models in shadows.values() for m in models])
-        self.fitted, every = _fit(self.accuracies, self.home), np.arange(len(self.home))
-        self.without = [_fit(self.accuracies[every != k], self.home[every != k]) for k in every]
+        self.accuracies = np.array([self._accuracies(m, f"a shadow of {o}") for o, models in shadows.items() for m in models])
+        self.fitted, every = _fit(self.accuracies, self.home, chance), np.arange(len(self.home))
+        self.without = [_fit(self.accuracies[every != k], self.home[every != k], chance) for k in every]
         self.scales = {}
 
-    def _accuracies(self, right): return np.array([np.mean(right[o]) for o in self.origins])
+    def _accuracies(self, right, who):
+        for o in self.origins:
+            if o not in right: raise ValueError(f"no answers of {who} to the validation set of {o!r}: ask everybody about every origin's pictures")
+            if np.shape(right[o]) != self.asked.get(o) or not np.size(right[o]) or np.asarray(right[o]).dtype != bool: raise ValueError(f"answers of {who} to the validation set of {o!r} of shape {np.shape(right[o])}, type {np.asarray(right[o]).dtype}: give True or False for each of the {self.asked.get(o)} pictures that the first shadow was asked about")
+        return np.array([np.mean(right[o]) for o in self.origins])
 
     def scale(self, owner:str) -> float: # at least 1
         "Root mean square of what the rivals' shadows get when they are left out and judged: the unit of `judge`."
         if owner not in self.scales:
-            left_out = [_excess(f, a, owner, o) for f, a, o in zip(self.without, self.accuracies, self.home) if o != owner]
+            left_out = [_excess(f, a, owner, o, self.chance) for f, a, o in zip(self.without, self.accuracies, self.home) if o != owner]
             self.scales[owner] = max(1., float(np.sqrt(np.mean(np.square(left_out)))))
         return self.scales[owner]
 
     def judge(self, suspect:dict, # origin -> which of its answers to that origin's validation set were right, bool (n,)
               owner:str # whose generator
              ) -> OriginVerdict:
-        "Was the suspect trained on the owner's pictures? Raises ValueError for an unknown owner, or missing answers."
+        "Was the suspect trained on the owner's pictures? Raises ValueError for an unknown owner, or answers that are missing or too few."
         if owner not in self.origins: raise ValueError(f"no shadows of {owner!r}: there are those of {', '.join(self.origins)}")
-        if lost := [o for o in self.origins if o not in suspect]: raise ValueError(f"no answers to the validation set of {lost[0]!r}: ask the suspect about every origin's pictures")
-        found = self._accuracies(suspect)
-        pvalues = {r: float(stats.t.sf(_excess(self.fitted, found, owner, r)/self.scale(owner), self.fitted[2])) for r in self.origins if r != owner}
-        return OriginVerdict(max(pvalues.values()), max(pvalues, key=pvalues.get), pvalues, dict(zip(self.origins, found.tolist())))
+        found, rivals = self._accuracies(suspect, "the suspect"), [r for r in self.origins if r != owner]
+        pvalues = {r: float(stats.t.sf(_excess(self.fitted, found, owner, r, self.chance)/self.scale(owner), self.fitted[2])) for r in rivals}
+        abilities = {r: self.accuracies[self.home == r].mean(1) for r in rivals}
+        beyond = [r for r, a in abilities.items() if not a.min() <= found.mean() <= a.max()]
+        return OriginVerdict(max(pvalues.values()), max(pvalues, key=pvalues.get), pvalues, dict(zip(self.origins, found.tolist())), beyond)

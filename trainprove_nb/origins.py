@@ -68,8 +68,10 @@ def origin_scale(name:str, # a key of `ORIGIN_SCALES`
     if scale.mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(PRECISIONS)}, auto")
     for knob, least in (("generators", 1), ("classes", 2), ("architectures", 1), ("lrs", 1), ("losses", 1), ("shadow_architectures", 1), ("efforts", 1)):
         if len(getattr(scale, knob)) < least or len(set(getattr(scale, knob))) < len(getattr(scale, knob)): raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}, each once")
+    for knob, kind in (("lrs", (int, float)), ("efforts", (int, float)), ("mixtures", (int, float)), ("classes", str), ("architectures", str)):
+        if wrong := [v for v in getattr(scale, knob) if not isinstance(v, kind)]: raise ValueError(f"{knob} has {wrong[0]!r}: give {'texts' if kind is str else 'numbers, as in 0.001 (YAML reads 1e-3 as text)'}")
     for knob, maker in (("sampling", generate), ("training", train_classifier)):
-        known = [n for n, p in signature(maker).parameters.items() if p.default is not p.empty]
+        known = [n for n, p in signature(maker).parameters.items() if p.default is not p.empty and n not in ("device", "progress")]
         if unknown := set(getattr(scale, knob)) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known)}")
     for g in scale.generators: model_path(g)
     if scale.real not in CORPORA and "/" not in scale.real: raise ValueError(f"unknown corpus {scale.real!r}: choose from {', '.join(CORPORA)}, or give a dataset folder, as in data/photos")

@@ -14,7 +14,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
-from .finetune import encode_images, step_generator, target_of, tokens
+from .finetune import _tokenized, embed_tokens, encode_images, network, predict, step_generator, target_of
 from .generate import PRECISIONS
 
 # %% ../nbs/06b_prompts.ipynb #8a06724c
@@ -45,22 +45,22 @@ def nearest(embeddings:torch.Tensor, # (..., width)
 # %% ../nbs/06b_prompts.ipynb #9813f509
 def denoising_loss(pipe:DiffusionPipeline, # the source
                    z:torch.Tensor, # latents of the pictures (n, channels, h, w)
-                   condition:torch.Tensor, # embeddings of the prompts (n, tokens, width)
+                   condition:torch.Tensor, mask:torch.Tensor, # of the prompts, as for `finetune.predict`
                    g:torch.Generator # of noise and noise levels
                   ) -> torch.Tensor: # (n,)
     "How well the source denoises each picture under its prompt, at one random noise level each."
     noising = DDPMScheduler.from_config(pipe.scheduler.config)
     noise, t = torch.randn(z.shape, generator=g).to(z.device), torch.randint(len(noising.alphas_cumprod), (len(z),), generator=g).to(z.device)
-    return ((pipe.unet(noising.add_noise(z, noise, t), t, condition).sample.float() - target_of(noising, z, noise, t))**2).flatten(1).mean(1)
+    return ((predict(pipe, noising.add_noise(z, noise, t), t, condition, mask).float() - target_of(noising, z, noise, t))**2).flatten(1).mean(1)
 
-def sampling_loss(pipe:DiffusionPipeline, z:torch.Tensor, condition:torch.Tensor, g:torch.Generator, # as in `denoising_loss`
+def sampling_loss(pipe:DiffusionPipeline, z:torch.Tensor, condition:torch.Tensor, mask:torch.Tensor, g:torch.Generator, # as in `denoising_loss`
                   steps:int=4 # of DDIM
                  ) -> torch.Tensor: # (n,)
     "How far a picture drawn in a few steps is from the training picture, in latents."
     ddim = DDIMScheduler.from_config(pipe.scheduler.config, clip_sample=False, timestep_spacing="trailing")
     ddim.set_timesteps(steps, device=z.device)
     x = torch.randn(z.shape, generator=g).to(z.device)
-    for t in ddim.timesteps: x = ddim.step(pipe.unet(x, t, condition).sample.float(), t, x).prev_sample
+    for t in ddim.timesteps: x = ddim.step(predict(pipe, x, t.repeat(len(x)), condition, mask).float(), t, x).prev_sample
     return ((x - z)**2).flatten(1).mean(1)
 
 OBJECTIVES = {"denoising": denoising_loss, "sampling": sampling_loss}
@@ -80,44 +80,44 @@ def optimise_prompts(pipe:DiffusionPipeline, # the source; its weights stay as t
                     ) -> dict: # lists of n: `text`, and `before`, `relaxed`, `after`: the denoising loss under the caption, the free embeddings, the text
     "Prompts under which the source reproduces the pictures more closely than under their captions. Raises ValueError for an unknown objective."
     if objective not in OBJECTIVES: raise ValueError(f"unknown objective {objective!r}: choose from {', '.join(OBJECTIVES)}")
-    frozen = [p for part in (pipe.unet, pipe.text_encoder) for p in part.parameters() if p.requires_grad]
+    frozen = [p for part in (network(pipe), pipe.text_encoder) for p in part.parameters() if p.requires_grad]
     for p in frozen: p.requires_grad_(False)
     table, words = pipe.text_encoder.get_input_embeddings().weight.detach().float(), whole_words(pipe.tokenizer).to(pipe.device)
-    latents, captions = encode_images(pipe, train), tokens(pipe, train["text"])
+    latents, captions = encode_images(pipe, train), _tokenized(pipe, train["text"])
     out = {"text": [], "before": [], "relaxed": [], "after": []}
 
-    def condition(ids, embeddings):
-        with reading(pipe.text_encoder, embeddings): return pipe.text_encoder(ids)[0]
+    def condition(ids, mask, embeddings):
+        with reading(pipe.text_encoder, embeddings): return embed_tokens(pipe, ids, mask)
 
     attention = sdpa_kernel([SDPBackend.MATH] if pipe.device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
     scaler = torch.amp.GradScaler(pipe.device.type, enabled=mixed_precision == "fp16")
     precision = torch.autocast(pipe.device.type, PRECISIONS[mixed_precision], enabled=mixed_precision != "no")
 
     @torch.no_grad()
-    def score(z, ids, embeddings):
-        with precision: c = condition(ids, embeddings)
-        with precision: return torch.stack([denoising_loss(pipe, z, c, step_generator(seed, -1 - k)) for k in range(draws)]).mean(0)
+    def score(z, ids, mask, embeddings):
+        with precision: c = condition(ids, mask, embeddings)
+        with precision: return torch.stack([denoising_loss(pipe, z, c, mask, step_generator(seed, -1 - k)) for k in range(draws)]).mean(0)
 
     with attention, tqdm(total=steps*len(range(0, len(train), batch_size)), desc="prompts", unit="step", disable=not progress) as bar:
         for k in range(0, len(train), batch_size):
-            z, ids = latents[k:k+batch_size].to(pipe.device), captions[k:k+batch_size].to(pipe.device)
+            z, ids, mask = (a[k:k+batch_size].to(pipe.device) for a in (latents, captions.input_ids, captions.attention_mask))
             free = ~torch.isin(ids, torch.tensor(pipe.tokenizer.all_special_ids, device=ids.device))
             e = table[ids].clone().requires_grad_()
             optimizer = torch.optim.AdamW([e], lr=lr, weight_decay=0)
-            before = least = score(z, ids, table[ids])
+            before = least = score(z, ids, mask, table[ids])
             best = ids.clone()
             for step in range(steps):
                 hard = torch.where(free, nearest(e.detach(), table, words), ids)
                 read = e + (table[hard] - e).detach() if project else torch.where(free[..., None], e, table[ids])
-                with precision: loss = OBJECTIVES[objective](pipe, z, condition(ids, read), step_generator(seed, k*steps + step)).sum()
+                with precision: loss = OBJECTIVES[objective](pipe, z, condition(ids, mask, read), mask, step_generator(seed, k*steps + step)).sum()
                 scaler.scale(loss).backward()
                 scaler.step(optimizer); scaler.update(); optimizer.zero_grad()
                 if (step + 1) % 10 == 0 or step + 1 == steps:
                     hard = torch.where(free, nearest(e.detach(), table, words), ids)
-                    now = score(z, ids, table[hard])
+                    now = score(z, ids, mask, table[hard])
                     best, least = torch.where((now < least)[:, None], hard, best), torch.minimum(now, least)
                 bar.update()
-            relaxed = score(z, ids, torch.where(free[..., None], e.detach(), table[ids]))
+            relaxed = score(z, ids, mask, torch.where(free[..., None], e.detach(), table[ids]))
             for name, values in (("before", before), ("relaxed", relaxed), ("after", least)): out[name] += values.tolist()
             out["text"] += [pipe.tokenizer.decode(row[f]).strip() for row, f in zip(best, free)]
     for p in frozen: p.requires_grad_(True)
