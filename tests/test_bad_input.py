@@ -273,10 +273,10 @@ def test_suspect_that_answers_wrongly(answer, says):
 
 
 def test_answers_missing_from_a_folder(tmp_path):
-    suspect = FolderSuspect(folder_of(tmp_path, [GOOD], {'a.png': png()}))
-    assert ask(suspect, ['a'], [0]).shape == (1, 8, 8, 3)
-    refused(lambda: ask(suspect, ['a', 'z'], [0, 1]), str(tmp_path), "0 answers to 'z'", '1', 'add|give|collect')
-    refused(lambda: ask(suspect, ['a', 'a'], [0, 1]), str(tmp_path), "1 answers to 'a'", '2', 'add|give|collect')
+    folder_of(tmp_path, [GOOD], {'a.png': png()})
+    assert ask(FolderSuspect(tmp_path), ['a'], [0]).shape == (1, 8, 8, 3)
+    refused(lambda: ask(FolderSuspect(tmp_path), ['a', 'z'], [0, 1]), str(tmp_path), "0 answers to 'z'", '1', 'add|give|collect')
+    refused(lambda: ask(FolderSuspect(tmp_path), ['a', 'a'], [0, 1]), str(tmp_path), "1 answers to 'a'", '2', 'add|give|collect')
 
 
 def test_several_answers_to_one_prompt_are_taken_in_order(tmp_path):

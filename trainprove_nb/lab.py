@@ -83,7 +83,7 @@ def scale_of(name:str, # a key of `SCALES`
     for knob, least in (("rhos", 1), ("bases", 1), ("corpora", 2)):
         if len(getattr(scale, knob)) < least: raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}")
     for knob in knobs.keys() & {"source_training", "suspect_training", "sampling", "prompt_search"}:
-        known = [n for n, p in inspect.signature(_maker(knob)).parameters.items() if p.default is not p.empty and n not in ("checkpoint", "save_every", "progress", "mixed_precision", "seed")]
+        known = [n for n, p in inspect.signature(_maker(knob)).parameters.items() if p.default is not p.empty and n not in ("checkpoint", "progress", "mixed_precision", "seed")]
         if unknown := set(knobs[knob]) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known)}")
     if scale.mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(PRECISIONS)}, auto")
     check_rho(scale.overlap)
