@@ -48,7 +48,7 @@ figures: venv
 	  $(if $(OUT),--out '$(OUT)') $(if $(LAB),--lab '$(LAB)')
 
 test: venv
-	.venv/bin/python -m pytest tests -n '$(JOBS)' --dist loadfile
+	.venv/bin/python -m pytest tests -n '$(JOBS)' --dist loadgroup
 
 docs: venv
 	.venv/bin/python tools/docs.py _docs

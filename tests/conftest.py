@@ -8,6 +8,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items):
+    "Tests of one file share a worker, and so its fixtures; notebooks, which take longest, go wherever one is free."
+    for item in items:
+        if item.path.name != 'test_notebooks.py': item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def cells(path): return nbformat.read(ROOT/path, 4).cells
 
 
