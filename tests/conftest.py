@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.hookimpl(tryfirst=True) # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     "Tests of one file share a worker, and so its fixtures; notebooks, which take longest, go wherever one is free."
     for item in items:

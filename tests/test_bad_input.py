@@ -3,7 +3,7 @@ import ast, base64, errno, io, json, re, shutil, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import nbformat
+import click, nbformat
 import numpy as np
 import papermill
 import pytest
@@ -13,8 +13,9 @@ from datasets import Dataset
 from papermill.exceptions import PapermillExecutionError
 from PIL import Image
 
-from trainprove_nb import cli, data, evidence
+from trainprove_nb import cli, data, evidence, makers
 from trainprove_nb.conf import calibrate_delta0, conf, first
+from trainprove_nb.contrast import release_test
 from trainprove_nb.distance import distance
 from trainprove_nb.finetune import finetune
 from trainprove_nb.generate import FolderSuspect, HTTPSuspect, ask, generate
@@ -347,6 +348,18 @@ def test_service_that_recovers_is_asked_again(service):
     assert ask(HTTPSuspect(url, timeout=5), ['a fox'], [7]).shape == (1, 8, 8, 3) and len(asked) == 3
 
 
+def test_what_a_service_drew_is_kept(service, tmp_path):
+    url, replies, asked = service
+    replies[:] = [PICTURE, (500, 'text/plain', b'')]
+    drawn = lambda **settings: ask(HTTPSuspect(url, timeout=5, tries=1, **settings), ['a fox', 'a bun'], [7, 8])
+    refused(lambda: drawn(keep=str(tmp_path/'kept')), url, "'a bun'", 'gathered', str(tmp_path/'kept'))
+    replies[:] = [PICTURE]
+    assert (drawn(keep=str(tmp_path/'kept')) == np.asarray(image())).all()
+    assert asked == [{'prompt': 'a fox', 'seed': 7}, {'prompt': 'a bun', 'seed': 8}, {'prompt': 'a bun', 'seed': 8}]
+    drawn(keep=str(tmp_path/'kept'))
+    assert len(asked) == 3
+
+
 def test_service_that_is_not_there(service):
     with ThreadingHTTPServer(('127.0.0.1', 0), BaseHTTPRequestHandler) as closed: url = f'http://127.0.0.1:{closed.server_port}/'
     refused(lambda: ask(HTTPSuspect(url, timeout=5, tries=1), ['a fox'], [7]), url, "'a fox'", 'check|expected|give')
@@ -423,13 +436,56 @@ GRID = {'scale': ('huge', "'huge'", 'choose'), 'sources': (['mini-v3'], "'mini-v
 OTHERS = {'table1': {'discriminators': (['oracle'], "'oracle'", 'choose'), 'shadows': (0, 'shadows = 0', 'at least 1'), 'N': (11, 'N = 11', 'ask for'), 'strategy': ('luck', "'luck'", 'choose')},
           'table2': {'edges': ([.2, .1], 'edges', 'rising'), 'N': (11, 'N = 11', 'ask for'), 'metric': ('sscd:no.pt', 'no.pt is not there', 'download')},
           'fig7': {'Ns': ([5, 11], 'N = 11', 'ask for'), 'strategies': (['watermark'], "'watermark'", 'choose')},
-          'hard': {'overlaps': ([2], 'rho = 2', 'give'), 'lengths': ([.1], 'lengths', 'less than one'), 'fpr': (0, 'fpr = 0', 'give')}}
+          'hard': {'overlaps': ([2], 'rho = 2', 'give'), 'lengths': ([.1], 'lengths', 'less than one'), 'fpr': (0, 'fpr = 0', 'give'), 'knobs': ({'suspects': 2, 'rhos': [0]}, 'rhos', 'above 0')},
+          'audit_generator': {'shadows': (2, 'shadows = 2', 'at least 3'), 'alpha': (1, 'fpr = 1', 'between'), 'source': ('mini-v9', 'mini-v9', 'choose'), 'knobs': ({'calibration': 3}, 'calibration is given twice', 'once')},
+          'audit_classifier': {'owner': ('nobody', "'nobody'", 'choose'), 'alpha': (0, 'fpr = 0', 'between'), 'suspect': ('none.csv', 'no file none.csv', 'label')},
+          'trainprove': {'batch_size': (0, '0 batches', 'at least 3'), 'alpha': (2, 'fpr = 2', 'between'), 'knobs': ({'efforts': [1]}, '2 shadows', 'at least 4')},
+          'batchsize': {'batch_sizes': ([0], r'batch_sizes = \[0\]', 'above 0'), 'pictures': ([99999], '99999', 'ask|give|choose')}}
 
 
 @pytest.mark.parametrize('name, parameter, value, says', [('fig6', p, v, says) for p, (v, *says) in GRID.items()] + [(n, p, v, says) for n, ps in OTHERS.items() for p, (v, *says) in ps.items()])
 def test_figure_checks_its_parameters_before_work(tmp_path, name, parameter, value, says):
     refused(lambda: grid(name, **{'scale': 'smoke', 'lab': str(tmp_path/'lab'), 'out': str(tmp_path/'out'), parameter: value}), *says, error=(ValueError, FileNotFoundError))
     assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
+
+
+def test_a_kernel_that_dies_is_told_in_one_sentence(tmp_path, monkeypatch):
+    from nbclient.exceptions import DeadKernelError
+    def dies(*_, **__): raise DeadKernelError('Kernel died')
+    monkeypatch.setattr(cli.papermill, 'execute_notebook', dies)
+    refused(lambda: cli.run_experiment(cli.experiments()['fig6'], {}, tmp_path), 'fig6 stopped', 'kernel died', 'fewer jobs', error=click.ClickException)
+
+
+@pytest.mark.parametrize('knobs, says', [(dict(lrs=[]), 'lrs'), (dict(generators=[3]), 'generators has 3'), (dict(losses=[['ce']]), 'losses'), (dict(training={'lr': .5}), "no 'lr'"), (dict(sampling={'size': 64}), "no 'size'")])
+def test_settings_of_origins_that_would_be_ignored_or_break_later(knobs, says):
+    from trainprove_nb.origins import origin_scale
+    refused(lambda: origin_scale('mini', knobs), says, 'give|choose')
+
+
+@pytest.mark.parametrize('knobs, says', [(dict(bases=[3]), 'bases names 3'), (dict(sampling={'size': 64}), "no 'size'")])
+def test_settings_that_would_be_ignored_or_break_later(knobs, says): refused(lambda: scale_of('mini', knobs), says, 'give|choose')
+
+
+def test_a_knob_turned_twice(): refused(lambda: scale_of('mini', {'suspects': 3}, suspects=4), 'suspects is given twice', 'once')
+
+
+def test_two_sources_of_one_name():
+    refused(lambda: Recipes(scale_of('mini', bases=['models/base', 'models/base-photos'], corpora=['data/photos', 'data/other'])), "'base-photos'", 'rename')
+
+
+def test_no_caption_is_left_that_the_source_does_not_know(tmp_path):
+    "Where all captions are known, `overlap` below 1 cannot be had."
+    class Known:
+        def pairs(self, recipe): return {'text': ['a cat', 'a dog']}
+    refused(lambda: makers.make_generated(Known(), {'role': ['x'], 'prompts': [{}, {}], 'shares': [2, 2]}, tmp_path, tmp_path), 'no caption', 'overlap')
+
+
+@pytest.mark.parametrize('released, withheld, says', [([.1, .2, np.nan, .4, .5], [0]*5, 'not a finite'), (np.zeros((2, 6)), np.zeros((3, 6)), r'\(2, 6\) and withheld \(3, 6\)')])
+def test_release_test_of_distances_that_are_none(released, withheld, says): refused(lambda: release_test(released, withheld), says, 'leave|give')
+
+
+@pytest.mark.parametrize('distances', [[[.1, .2], [.1, .2]], [.1, np.nan]])
+def test_conf_of_distances_that_are_none(distances): refused(lambda: conf(distances), 'one number for each key')
 
 
 def test_claims_without_results(tmp_path):

@@ -226,6 +226,21 @@ def test_two_datasets_of_one_name_are_refused(recipes, data, tmp_path):
     with pytest.raises(ValueError, match='train'): recipes(corpora=[str(f) for f in folders]).sources()
 
 
+def test_source_that_exists_is_taken_as_it_is(recipes, models, data):
+    "Nobody trains a user's generator anew: it is read from its folder, and keys are mined among all pairs of its own training set."
+    made = recipes(trained={f'{V1}-faces': [str(models/V2), str(data/'laion')]}, train=8, mined=4, part=4)
+    mine, other = made.sources([f'{V1}-faces', f'{V1}-things'])
+    assert made.source(mine) == made.base(str(models/V2)) and made.source(other)['kind'] == 'model'
+    assert (made.train(mine)['corpus'], made.train(mine)['split']) == (str(data/'laion'), 'all')
+    assert made.keys(mine, 'detection')['pairs'] == made.train(mine)
+    assert made.suspect(mine, 1, 0)['start'] == made.base(str(models/V1)) and made.innocent(mine, 'disjoint data', 0)['pairs']['real']['corpus'] == str(data/'faces')
+
+
+@pytest.mark.parametrize('trained, says', [({'nobody': ['a', 'b']}, "unknown source 'nobody'.*choose from"), ({f'{V1}-faces': 'models/mine'}, 'folder of the model, dataset folder')])
+def test_source_that_exists_must_be_named_with_both_folders(recipes, trained, says):
+    with pytest.raises(ValueError, match=says): recipes(trained=trained)
+
+
 # Figure 6 on a user's models and data
 
 SOURCES = {V2: 'laion', f'{V1}-faces': 'faces'}  # one plain, one fine-tuned on the user's data

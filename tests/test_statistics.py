@@ -6,17 +6,17 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-from sklearn.metrics import accuracy_score, roc_auc_score
+from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
 from trainprove_nb.contrast import contrast, release_test
 from trainprove_nb.data import corpus, pixels
 from trainprove_nb.discriminator import DISCRIMINATORS, discriminator, examples, suspicion, train_discriminator
 from trainprove_nb.distance import distance
 from trainprove_nb.finetune import tokens
-from trainprove_nb.instance import shadow_trials, trials
+from trainprove_nb.instance import control_trials, groundwork, separation, shadow_trials, trials
 from trainprove_nb.lab import INNOCENTS, Recipes, scale_of
 from trainprove_nb.models import load_model
-from trainprove_nb.prompts import nearest, optimise_prompts, reading, whole_words
+from trainprove_nb.prompts import OBJECTIVES, nearest, optimise_prompts, reading, whole_words
 from trainprove_nb.statistical import rates
 from trainprove_nb.store import recipe_name
 from trainprove_nb.watermark import bit_accuracy, carriers, detected, draw_message, embed, read, watermark_pvalue
@@ -72,7 +72,7 @@ def test_release_test_finds_an_advantage():
 
 def test_release_test_of_too_little():
     refused(lambda: release_test([1, 2, 3, 4], [1, 2, 3, 4]), '4 prompts', 'at least 5')
-    refused(lambda: release_test([1]*6, [1]*7), '6 released and 7 withheld')
+    refused(lambda: release_test([1]*6, [1]*7), r'released \(6,\) and withheld \(7,\)')
 
 
 # distances by networks
@@ -137,6 +137,21 @@ def test_same_seed_gives_the_same_prompts(pipe):
     assert optimise_prompts(pipe, train, steps=10, draws=1, seed=1) == optimise_prompts(pipe, train, steps=10, draws=1, seed=1)
 
 
+def test_whatever_happens_weights_can_be_trained_afterwards(pipe, monkeypatch):
+    def stops(*_): raise KeyboardInterrupt
+    monkeypatch.setitem(OBJECTIVES, 'denoising', stops)
+    with pytest.raises(KeyboardInterrupt): optimise_prompts(pipe, corpus('avatars', 'source', 2), steps=1, draws=1)
+    assert all(p.requires_grad for part in (pipe.unet, pipe.text_encoder) for p in part.parameters())
+    refused(lambda: optimise_prompts(pipe, corpus('avatars', 'source', 2), mixed_precision='fp8'), "'fp8'", 'no, fp16, bf16')
+
+
+def test_a_file_that_is_not_alexnets(tmp_path, monkeypatch):
+    import sys, types
+    monkeypatch.setitem(sys.modules, 'lpips', types.SimpleNamespace(LPIPS=lambda **_: torch.nn.Module()))
+    (tmp_path/'broken.pth').write_bytes(b'not weights')
+    refused(lambda: distance(f'lpips:{tmp_path}/broken.pth'), "not AlexNet's weights", 'download')
+
+
 def test_unknown_objective(pipe): refused(lambda: optimise_prompts(pipe, corpus('avatars', 'source', 2), objective='luck'), "'luck'", 'denoising, sampling')
 
 
@@ -177,15 +192,19 @@ def test_shadows_of_one_class_only():
 
 def test_rates_agree_with_sklearn():
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(dict(kind=['infringing']*20 + ['same data']*30, score=np.r_[rng.uniform(.2, 1, 20), rng.uniform(0, .8, 30)]))
+    table = pd.DataFrame(dict(source='a', kind=['infringing']*20 + ['same data']*30, score=np.r_[rng.uniform(.2, 1, 20), rng.uniform(0, .8, 30)]))
     y, found = table.kind == 'infringing', rates(table)
     assert found['accuracy'][0] == accuracy_score(y, table.score >= .5) and found['AUC'][0] == pytest.approx(roc_auc_score(y, table.score))
     assert all(low <= v <= high for v, low, high in found.values())
+    fpr, tpr, _ = roc_curve(y, table.score, drop_intermediate=False)
+    for rate in (.1, .01): assert found[f'TPR@{rate:.0%}FPR'][0] == tpr[fpr <= rate].max()
+    twice = pd.concat([table.assign(model=range(50), source=x) for x in 'ab'])      # the same models before two sources
+    assert rates(twice)['accuracy'] == pytest.approx(found['accuracy'])
 
 
 # roles
 
-def test_shadows_and_suspects_share_nothing():
+def test_shadows_and_suspects_share_no_model_seed_or_generation():
     recipes = Recipes(scale_of('mini', shadows=3))
     for x in recipes.sources():
         shadows, judged = shadow_trials(recipes, x), [t for t in trials(recipes, x) if t.kind != 'calibration']
@@ -195,6 +214,50 @@ def test_shadows_and_suspects_share_nothing():
         assert not set(seeds) & {t.model['training']['seed'] for t in judged}
         data = {recipe_name(t.model['pairs']['generated']) for t in judged if t.kind == 'infringing'}
         assert not data & {recipe_name(t.model['pairs']['generated']) for t in shadows if t.kind == 'infringing'}
+
+
+def leaves(recipe, kind):
+    "All recipes of a kind that a recipe is made of."
+    if isinstance(recipe, dict):
+        if recipe.get('kind') == kind: yield recipe
+        for part in recipe.values(): yield from leaves(part, kind)
+    elif isinstance(recipe, (list, tuple)):
+        for part in recipe: yield from leaves(part, kind)
+
+
+def test_real_pictures_come_first():
+    "What a user's dataset is too small for is found out before anything is trained."
+    recipes = Recipes(scale_of('mini', shadows=3))
+    for x in recipes.sources():
+        first = {recipe_name(r) for r in groundwork(recipes, [x])['data']}
+        models = [t.model for t in trials(recipes, x) + shadow_trials(recipes, x)]
+        assert {recipe_name(r) for r in leaves(models, 'pairs')} <= first, x.name
+
+
+def test_generations_are_made_for_as_many_accounts_as_asked():
+    recipes = Recipes(scale_of('mini', suspects=3))
+    x = recipes.sources()[:1]
+    assert [len(groundwork(recipes, x, accounts=n).get('generations', [])) for n in (None, 0, 2)] == [3, 0, 2]
+
+
+def test_controls_differ_from_infringers_in_whose_generations_they_got():
+    recipes = Recipes(scale_of('mini', shadows=3))
+    x = recipes.sources(['mini-v1-avatars'])[0]
+    other, = [y for y in recipes.sources() if y.corpus == x.corpus and y.base != x.base]
+    controls, shadows = control_trials(recipes, x), control_trials(recipes, x, use='shadow')
+    assert [t.kind for t in controls] == ["another's data"]*2 and len(shadows) == 3
+    for t in controls + shadows: assert t.model['start'] == recipes.base(x.base) and t.model['pairs']['generated']['model'] == recipes.source(other)
+    assert not {recipe_name(t.model['pairs']['generated']) for t in controls} & {recipe_name(t.model['pairs']['generated']) for t in shadows}
+    assert control_trials(recipes, recipes.sources(['mini-v1'])[0]) == []
+
+
+def test_separation_is_within_sources():
+    "Two sources at different levels: pooled, their scores overlap."
+    rows = [dict(source=x, strategy='detection', kind=kind, rho=rho, conf=level + guilt + .01*k, conf_calibrated=0., mean_distance=1 - level - guilt - .01*k, contrast_calibrated=.01*k)
+            for x, level in (('a', .1), ('b', .5)) for kind, rho, guilt in (('infringing', 1., .2), ('disjoint data', 0., 0.)) for k in range(3)]
+    found = separation(pd.DataFrame(rows)).set_index('score')
+    assert found.auc.to_dict() == {'conf': 1, 'conf_calibrated': .5, 'mean_distance': 1, 'contrast_calibrated': .5}
+    assert (found.n_innocent == 6).all() and (found.n_infringing == 6).all()
 
 
 def test_only_the_mark_differs_between_marked_and_plain():

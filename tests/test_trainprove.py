@@ -244,12 +244,23 @@ def test_a_folder_prepares_pictures_as_its_settings_say(labelled, tmp_path):
     x, _ = labelled
     save_classifier(classifier('resnet', ANIMALS), str(tmp_path))
     net, file = load_classifier(str(tmp_path)), tmp_path/'preprocessor_config.json'
-    def expected(size, mean, sd):
-        p = torch.nn.functional.interpolate(torch.tensor(x).permute(0, 3, 1, 2).float()/255, (size, size), mode='bilinear', antialias=True)
+    from transformers import AutoImageProcessor
+    def expected(mean, sd):
+        p = torch.tensor(x).permute(0, 3, 1, 2).float()/255
         with torch.no_grad(): return net((p - mean)/sd).logits.numpy()
-    for settings, as_if in (({'size': {'height': 64, 'width': 64}, 'image_mean': [.4]*3, 'image_std': [.2]*3}, (64, .4, .2)), ({'size': 48}, (48, .5, .5)), ({'size': {'shortest_edge': 48}, 'image_mean': None}, (48, .5, .5)), ({'do_normalize': False}, (32, 0., 1.))):
-        file.write_text(json.dumps(settings))
+    usual = json.loads(file.read_text())
+    for settings, as_if in (({}, (.5, .5)), ({'image_mean': [.4]*3, 'image_std': [.2]*3}, (.4, .2)), ({'do_normalize': False}, (0., 1.))):
+        file.write_text(json.dumps({**usual, **settings}))
         assert np.allclose(FolderClassifier(str(tmp_path), ANIMALS)(x), expected(*as_if), atol=1e-4), settings
+    for settings in ({'size': {'height': 64, 'width': 64}}, {'image_processor_type': 'ConvNextImageProcessor', 'size': {'shortest_edge': 28}, 'crop_pct': .875}):     # enlarged; enlarged and cut
+        file.write_text(json.dumps({**usual, **settings}))
+        asked = AutoImageProcessor.from_pretrained(str(tmp_path))(images=list(x), return_tensors='pt').pixel_values
+        with torch.no_grad(): assert np.allclose(FolderClassifier(str(tmp_path), ANIMALS)(x), net(asked).logits.numpy(), atol=1e-4)
+        assert asked.shape[2] == (28 if 'crop_pct' in settings else 64)
+    file.unlink()
+    assert np.allclose(FolderClassifier(str(tmp_path), ANIMALS)(x), expected(.5, .5), atol=1e-4)
+    file.write_text('{"image_processor_type": "NoSuchProcessor"}')
+    refused(lambda: FolderClassifier(str(tmp_path), ANIMALS), 'preprocessor_config.json', 'image_processor_type')
 
 
 def test_answers_in_a_table(tmp_path):
@@ -267,6 +278,10 @@ def test_answers_in_a_table(tmp_path):
     table.write_text('panda,frog,cat face\n1,2,many\n')
     refused(lambda: CSVClassifier(str(table), ANIMALS), 'not a finite number')
     refused(lambda: CSVClassifier(str(tmp_path/'none.csv'), ANIMALS), 'no file')
+    table.write_text('label\nfrog\npanda\n', encoding='utf-8-sig')      # as Excel saves it
+    assert ask_classifier(CSVClassifier(str(table), ANIMALS), x, ANIMALS)[0].tolist() == [1, 2]
+    table.write_bytes('label\nbär\n'.encode('latin-1'))
+    refused(lambda: CSVClassifier(str(table), ANIMALS), 'not UTF-8')
 
 
 @pytest.fixture
@@ -297,10 +312,20 @@ def test_a_service_that_breaks_down_keeps_what_was_gathered(service, tmp_path):
     x, keep = pictures(4), tmp_path/'kept.jsonl'
     box['say'] = lambda k: (200, json.dumps({'label': 'frog'}).encode()) if k <= 2 else (500, b'')
     refused(lambda: HTTPClassifier(url, ANIMALS, str(keep), tries=2, pause=0)(x), url, '2 tries', '500', 'kept.jsonl')
-    assert [json.loads(line)['answer'] for line in keep.read_text().splitlines()] == [{'label': 'frog'}]*2 and len(asked) == 4
-    keep.write_text(keep.read_text() + '{"asked": "cut o')      # killed while writing
+    assert [json.loads(line)['answer'] for line in keep.read_text().strip().splitlines()] == [{'label': 'frog'}]*2 and len(asked) == 4
+    keep.write_text(keep.read_text() + '\n{"asked": "cut o')    # killed while writing
     box['say'] = lambda k: (200, json.dumps({'label': 'panda'}).encode())
     assert HTTPClassifier(url, ANIMALS, str(keep))(x).tolist() == [1, 1, 2, 2] and len(asked) == 6
+
+
+def test_nothing_that_was_answered_is_asked_again(service, tmp_path):
+    "Not even after a line that was cut off, nor in a folder that was not there."
+    url, box, asked = service
+    box['say'], keep = lambda k: (200, json.dumps({'label': 'frog'}).encode()), tmp_path/'new'/'kept.jsonl'
+    HTTPClassifier(url, ANIMALS, str(keep))(pictures(1))
+    keep.write_text(keep.read_text() + '\n5\n{"asked": "cut o')
+    for _ in range(2): HTTPClassifier(url, ANIMALS, str(keep))(pictures(3))
+    assert len(asked) == 3
 
 
 def test_kept_answers_are_not_taken_for_another_suspects(service, tmp_path):
@@ -377,10 +402,37 @@ def test_every_scale_is_well_formed():
     refused(lambda: origin_scale('mini', mixtures=[.001]), '0.001')
 
 
+def test_a_wrong_setting_is_no_acquittal(monkeypatch):
+    "Only a test that these answers leave nothing to measure by is void; a batch size of 0 is an error."
+    from trainprove_nb import verdicts
+    rng = np.random.default_rng(0)
+    said = {o: (np.eye(3)[rng.integers(3, size=60)], rng.integers(3, size=60)) for o in ('mini-v1', 'mini-v2', 'real')}
+    monkeypatch.setattr(verdicts, 'answers', lambda *_: said)
+    recipes = OriginRecipes(origin_scale('smoke'))
+    one = [verdicts.Tried('whole', 'real', 1., ('resnet', 1e-3, 'ce', 0, 'name'), {})]
+    refused(lambda: verdicts.paper_verdicts(None, recipes, one, [0], ['accuracy']), 'batch_size = 0')
+    refused(lambda: verdicts.paper_verdicts(None, recipes, one, [40], ['accuracy']), '2 batches')
+    said = {o: (np.eye(3)[np.zeros(60, int)], np.zeros(60, int)) for o in said}       # always right: nothing varies
+    found = verdicts.paper_verdicts(None, recipes, one, [10], ['accuracy'])
+    assert found.score.isna().all() and not found.accused.any()
+
+
 def test_quality_of_nobody_guilty_is_said_to_be_unknown():
     import pandas as pd
-    found = quality(pd.DataFrame(dict(guilty=[False]*3, accused=[False]*3, score=[0.]*3)))
+    found = quality(pd.DataFrame(dict(suspect=range(3), guilty=[False]*3, accused=[False]*3, score=[0.]*3)))
     assert np.isnan(found['power'][0]) and np.isnan(found['AUC'][0]) and found['false accusations'][0] == 0
+
+
+def test_intervals_count_suspects_and_not_verdicts():
+    "Asking before three owners instead of one, with the same answers, teaches nothing new."
+    import pandas as pd
+    rng = np.random.default_rng(0)
+    one = pd.DataFrame(dict(suspect=range(40), guilty=np.arange(40) < 15, accused=rng.random(40) < .4, score=rng.normal(size=40)))
+    once, thrice = quality(one), quality(pd.concat([one]*3, ignore_index=True))
+    for name in once: assert np.allclose(once[name], thrice[name]), name
+    guilty = one[one.guilty]
+    low, high = stats.binomtest(int(guilty.accused.sum()), 15).proportion_ci(method='exact')
+    assert np.allclose(once['power'], (guilty.accused.mean(), low, high))
 
 
 # Pipelines of other kinds

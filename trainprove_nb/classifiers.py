@@ -119,7 +119,7 @@ def save_classifier(net, folder:str, size:int=32) -> None:
     from transformers.utils import logging
     logging.disable_progress_bar()
     net.save_pretrained(folder)
-    (Path(folder)/"preprocessor_config.json").write_text(json.dumps(dict(do_normalize=True, do_rescale=True, rescale_factor=1/255, image_mean=[.5]*3, image_std=[.5]*3, size=dict(height=size, width=size)), indent=1))
+    (Path(folder)/"preprocessor_config.json").write_text(json.dumps(dict(image_processor_type="ViTImageProcessor", do_normalize=True, do_rescale=True, rescale_factor=1/255, image_mean=[.5]*3, image_std=[.5]*3, size=dict(height=size, width=size)), indent=1))
 
 def load_classifier(folder:str, device:str="cpu"):
     "Load an image classifier from a transformers folder. Raises ValueError with what is wrong."
@@ -133,27 +133,28 @@ Classifier = Callable[[np.ndarray], np.ndarray] # uint8 (n, height, width, 3) ->
 
 # %% ../nbs/04b_classifiers.ipynb #7ac9792d
 class FolderClassifier:
-    "A transformers image classifier in a folder; its classes are found by name. Pictures are brought to its size, and normalised as its preprocessor_config.json says."
+    "A transformers image classifier in a folder; its classes are found by name. Pictures are prepared as its preprocessor_config.json says, by transformers; without that file they are taken as they are, from -1 to 1."
     def __init__(self, folder:str, # written by save_pretrained
                  classes:list, # names, in the order that is wanted
                  device:str="cpu"):
         self.net = load_classifier(folder, device)
         known = {str(v): int(k) for k, v in self.net.config.id2label.items()}
         if lost := [c for c in classes if c not in known]: raise ValueError(f"{folder} knows no class {lost[0]!r}: it knows {', '.join(list(known)[:12])}{' ...' if len(known) > 12 else ''}; leave it out, or give another suspect")
-        self.order, file = [known[c] for c in classes], Path(folder)/"preprocessor_config.json"
-        self.settings = json.loads(file.read_text()) if file.is_file() else {}
+        self.order, self.prepare = [known[c] for c in classes], None
+        if not (Path(folder)/"preprocessor_config.json").is_file(): return
+        from transformers import AutoImageProcessor
+        try:
+            self.prepare = AutoImageProcessor.from_pretrained(folder)
+            self.prepare(images=[np.zeros((32, 32, 3), np.uint8)], return_tensors="pt")
+        except Exception as e: raise ValueError(f"{folder}/preprocessor_config.json cannot be used ({str(e).strip().splitlines()[0][:200]}): copy it again, or name its image_processor_type") from None
 
     @torch.inference_mode()
     def __call__(self, images):
-        plain = not self.settings.get("do_normalize", True)
-        mean, sd = (torch.tensor(usual if plain else self.settings.get(k) or [.5]*3)[:, None, None] for k, usual in (("image_mean", [0.]*3), ("image_std", [1.]*3)))
-        size, out = self.settings.get("size") or {}, []
-        if isinstance(size, int): size = {"height": size, "width": size}
-        if "shortest_edge" in size: size = {"height": size["shortest_edge"], "width": size["shortest_edge"]}   # pictures here are square
+        out = []
         for k in range(0, len(images), 256):
-            x = torch.from_numpy(np.ascontiguousarray(images[k:k+256])).permute(0, 3, 1, 2).float()/255
-            if "height" in size and x.shape[2:] != (size["height"], size["width"]): x = torch.nn.functional.interpolate(x, (size["height"], size["width"]), mode="bilinear", antialias=True)
-            out.append(self.net(((x - mean)/sd).to(self.net.device)).logits.float().cpu().numpy()[:, self.order])
+            batch = images[k:k+256]
+            x = self.prepare(images=list(batch), return_tensors="pt").pixel_values if self.prepare else _tensor(batch)
+            out.append(self.net(x.to(self.net.device)).logits.float().cpu().numpy()[:, self.order])
         return np.concatenate(out)
 
 class HTTPClassifier:
@@ -177,13 +178,14 @@ class HTTPClassifier:
         raise ValueError(f"{self.url} gave no answer in {self.tries} tries ({problem}): check the address, and that it answers with {{label}} or {{scores}}; {f'what was gathered is in {self.keep}' if self.keep else 'give keep=FILE to keep what was gathered'}")
 
     def __call__(self, images):
+        if self.keep: Path(self.keep).parent.mkdir(parents=True, exist_ok=True)
         known, rows = self._kept(), []
         for picture in images:
             name = hashlib.sha256(json.dumps([self.url, self.classes, picture.shape]).encode() + picture.tobytes()).hexdigest()[:20]
             if name not in known:
                 known[name] = self._ask(picture)
                 if self.keep:
-                    with open(self.keep, "a") as f: f.write(json.dumps({"asked": name, "answer": known[name]}) + "\n")
+                    with open(self.keep, "a") as f: f.write("\n" + json.dumps({"asked": name, "answer": known[name]}))   # a new line first: the last one may have been cut off
             rows.append(known[name])
         if rows and len({"label" in r for r in rows}) > 1: raise ValueError(f"{self.url} answered some pictures with a label and others with scores: ask for one of the two")
         return _answers(rows, self.classes, self.url)
@@ -193,7 +195,7 @@ class HTTPClassifier:
         known = {}
         for line in Path(self.keep).read_text().splitlines() if self.keep and Path(self.keep).exists() else []:
             try: row = json.loads(line); known[row["asked"]] = row["answer"]
-            except (ValueError, KeyError): pass
+            except (ValueError, KeyError, TypeError): pass
         return known
 
 class CSVClassifier:
@@ -206,7 +208,9 @@ class CSVClassifier:
         return self.answers
 
 def _read_csv(path):
-    with open(path, newline="") as f: yield from csv.DictReader(f)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as f: yield from csv.DictReader(f)
+    except UnicodeDecodeError: raise ValueError(f"{path} is not UTF-8: save it again as CSV UTF-8") from None
 
 def _answers(rows, classes, where):
     "Rows of a table as labels or scores; ValueError with what is wrong and where."

@@ -10,6 +10,8 @@ import os, sys
 from pathlib import Path
 
 import click, nbformat, papermill, yaml
+from jupyter_client.kernelspec import NoSuchKernel
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 from papermill.exceptions import PapermillExecutionError
 
@@ -23,7 +25,7 @@ def experiments_folder() -> Path:
 
 def experiments() -> dict: # name -> path
     "All experiment notebooks, by name: the first paper's, the second's, others; the claims, which read what these found, come last."
-    order = ("fig6", "fig7", "hard", "table1", "table2", "trainprove", "batchsize", "audit")
+    order = ("fig6", "fig7", "hard", "table1", "table2", "trainprove", "batchsize", "audit_generator", "audit_classifier")
     found = sorted(experiments_folder().glob("*.ipynb"), key=lambda p: (p.stem == "claims", order.index(p.stem) if p.stem in order else len(order), p.stem))
     return {p.stem: p for p in found if any("parameters" in c.metadata.get("tags", []) for c in nbformat.read(p, 4).cells)}
 
@@ -49,6 +51,7 @@ def run_experiment(notebook:Path, # an experiment
         page, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
         executed.with_suffix(".html").write_text(page)
     except PapermillExecutionError as e: raise click.ClickException(f"{notebook.stem} stopped: {e.evalue}") from None
+    except (DeadKernelError, NoSuchKernel) as e: raise click.ClickException(f"{notebook.stem} stopped: its kernel died, or is not there ({e}): give fewer jobs if memory ran out, install ipykernel if it is missing") from None
     except OSError as e: raise click.ClickException(f"cannot write to {out} ({e.strerror}): choose another folder with --out, or free it") from None
     return executed
 

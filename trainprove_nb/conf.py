@@ -38,8 +38,9 @@ def conf(distances, # (N,) distances of a suspect's answers to the key pictures
          delta0:float=.15, # threshold (section 3.3: 0.15)
          N:int|None=None # use the first N; None: all
         ) -> Conf:
-    "Equation 9. Raises ValueError for a δ0 below zero, no distances, or N above the mined keys."
+    "Equation 9. Raises ValueError for a δ0 below zero, N above the mined keys, no distances, or some that are not one finite number a key."
     distances = first(distances, N)
+    if distances.ndim > 1 or not np.isfinite(distances).all(): raise ValueError(f"distances of shape {distances.shape}{'' if np.isfinite(distances).all() else ', some not finite'}: give one number for each key")
     check_delta0(delta0)
     k = int((distances <= delta0).sum())
     return Conf(k/len(distances), k, len(distances), delta0, *proportion_interval(k, len(distances)))
@@ -48,7 +49,7 @@ def first(distances, # (..., mined) one distance a key, closest key first
           N:int|None # None: all
          ) -> np.ndarray: # (..., N)
     "The first N keys. Raises ValueError when fewer were mined."
-    distances = np.asarray(distances, dtype=float)
+    distances = np.atleast_1d(np.asarray(distances, dtype=float))
     mined = distances.shape[-1]
     if N is None: N = mined
     if not isinstance(N, Integral) or not 0 < N <= mined: raise ValueError(f"N = {N} key samples, but {mined} were mined: ask for 1 to {mined}, or mine more")

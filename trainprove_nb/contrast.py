@@ -24,9 +24,10 @@ def release_test(to_released, # (prompts,) mean distance of the suspect's answer
                  resamples:int=9999, # random swaps; up to 13 prompts are swapped in all ways
                  seed:int=0 # of the swaps
                 ) -> tuple: # (advantage, p-value), of each model
-    "How much nearer the released pictures are, and how often chance alone does as much (scipy's permutation test of paired samples). Raises ValueError for lists of different lengths, or fewer than 5 prompts, with which no p-value below .05 exists."
+    "How much nearer the released pictures are, and how often chance alone does as much (scipy's permutation test of paired samples). Raises ValueError for lists of different lengths, distances that are not finite, or fewer than 5 prompts, with which no p-value below .05 exists."
     a, b = np.asarray(to_released, dtype=float), np.asarray(to_withheld, dtype=float)
-    if a.shape != b.shape: raise ValueError(f"{a.shape[-1]} released and {b.shape[-1]} withheld distances: give one of each for every prompt")
+    if a.shape != b.shape: raise ValueError(f"released {a.shape} and withheld {b.shape} distances: give one of each for every prompt")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()): raise ValueError("a distance is not a finite number: leave that prompt out of both")
     if a.shape[-1] < 5: raise ValueError(f"{a.shape[-1]} prompts: at least 5 are needed for a p-value below .05")
     found = stats.permutation_test((b, a), lambda x, y, axis: (x - y).mean(axis), axis=-1, vectorized=True, permutation_type="samples", alternative="greater", n_resamples=resamples, batch=1000, rng=np.random.default_rng(seed))
     return found.statistic, found.pvalue

@@ -55,7 +55,7 @@ def _flat(X):
 def _closeness(X, metric="rms"):
     d = distance(metric)
     to_key, to_source = d(X[:, 0], X[:, 1]), d(X[:, 0], X[:, 2])
-    return np.stack([to_key, to_source, to_key - to_source], 1)
+    return np.stack([to_key, to_source], 1)
 
 DISCRIMINATORS = {
     "images": lambda: make_pipeline(FunctionTransformer(_answer), SmallResNet()),

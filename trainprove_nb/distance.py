@@ -62,13 +62,15 @@ def lpips(path:str="", # the backbone's file; "": torch's hub folder
           device:str="auto", # where it runs
           batch_size:int=64 # pictures at a time
          ) -> Callable: # a distance, from 0
-    "LPIPS with AlexNet (Zhang et al. 2018), by the package `lpips`. Raises ImportError when that is not installed, FileNotFoundError when AlexNet's weights are not there."
+    "LPIPS with AlexNet (Zhang et al. 2018), by the package `lpips`. Raises ImportError when that is not installed, FileNotFoundError when AlexNet's weights are not there, ValueError when the file holds something else."
     try: from lpips import LPIPS
     except ImportError: raise ImportError("LPIPS needs a package: pip install 'trainprove_nb[lpips]'") from None
     file, device = _file(path, "lpips", "alexnet-owt-7be5be79.pth", "download.pytorch.org/models"), _device(device)
     net = LPIPS(net="alex", pnet_rand=True, verbose=False)
-    features = {k.removeprefix("features."): v for k, v in torch.load(file, weights_only=True, map_location="cpu").items() if k.startswith("features.")}
-    for part in net.net.children(): part.load_state_dict({k: features[k] for k in part.state_dict()})
+    try:
+        features = {k.removeprefix("features."): v for k, v in torch.load(file, weights_only=True, map_location="cpu").items() if k.startswith("features.")}
+        for part in net.net.children(): part.load_state_dict({k: features[k] for k in part.state_dict()})
+    except Exception: raise ValueError(f"{file} is not AlexNet's weights: download it again from download.pytorch.org/models") from None
     net = net.to(device).eval()
     return _in_batches(lambda x, y: net(_resized(x, device, 64)*2 - 1, _resized(y, device, 64)*2 - 1).flatten(), batch_size)
 

@@ -69,7 +69,7 @@ def conf_panel(ax, # matplotlib axes
                table:pd.DataFrame, # rows of `instance.measure` of one source
                score:str="conf", # or "conf_calibrated"
               ) -> None:
-    "Conf against ρ for each strategy: dots for suspects, a line for their mean, bars for its 95% interval; innocents left of zero."
+    "Conf against ρ for each strategy: dots for suspects, a line for their mean, bars for its 95% interval; innocents with disjoint data at zero, where the line begins, the others left of it."
     judged = table[table.kind != "calibration"]
     for j, strategy in enumerate(COLOURS):
         rows = judged[judged.strategy == strategy]
@@ -81,7 +81,7 @@ def conf_panel(ax, # matplotlib axes
         ax.plot(line.index + shift, line, color=colour, lw=1.4, zorder=2)
         ax.vlines(points.index + shift, points.low.clip(0, 1), points.high.clip(0, 1), color=colour, lw=1, alpha=.8, zorder=1)
         ax.plot(x + shift, rows[score], ls="", marker="o", ms=3.4, mew=0, color=colour, alpha=.45, zorder=3)
-        for at, kind in zip(points.index[points.index <= 0][::-1], INNOCENTS): ax.plot(at + shift, points["mean"][at], ls="", marker=MARKS[kind], ms=4.7, mfc="none", mec=colour, zorder=4)
+        for at, kind in {-.08*i: kind for i, kind in enumerate(INNOCENTS) if -.08*i in points.index}.items(): ax.plot(at + shift, points["mean"][at], ls="", marker=MARKS[kind], ms=4.7, mfc="none", mec=colour, zorder=4)
     ax.axvline(-.24, color="none"); ax.axvspan(-.24, .04, color="#f2f0ea", zorder=0)
     ax.set(ylim=(-.03, 1.03), xlabel="ρ, proportion of generated pairs", ylabel="conf", title=table.source.iloc[0])
     ax.set_xticks(sorted({0, *judged.rho}))
@@ -94,7 +94,7 @@ def conf_figure(table:pd.DataFrame, # rows of `instance.measure`, several source
     style()
     names = list(table.source.unique())
     columns = min(columns, len(names))
-    fig, axes = plt.subplots(-(-len(names)//columns), columns, figsize=(3.1*columns + .4, 2.6*-(-len(names)//columns) + .7), squeeze=False, sharex=True, sharey=True, layout="constrained")
+    fig, axes = plt.subplots(-(-len(names)//columns), columns, figsize=(max(6.2, 3.1*columns + .4), 2.6*-(-len(names)//columns) + .7), squeeze=False, sharex=True, sharey=True, layout="constrained")
     for ax, name in zip(axes.flat, names): conf_panel(ax, table[table.source == name], score)
     for ax in axes.flat[len(names):]: ax.set_visible(False)
     for ax in axes.flat: ax.label_outer()

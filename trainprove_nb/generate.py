@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'Suspect', 'fast_precision', 'generate', 'PipelineSuspect', 'FolderSuspect', 'HTTPSuspect', 'ask']
 
 # %% ../nbs/02_generate.ipynb #637a5e01
-import base64, inspect, io, json
+import base64, hashlib, inspect, io, json
 from pathlib import Path
 from typing import Callable
 
@@ -84,8 +84,8 @@ class FolderSuspect:
         return pixels(images)
 
 class HTTPSuspect:
-    "A web service: POST {prompt, seed} as JSON; the reply is an image, or JSON with a base64 `image`. `tries` attempts, `timeout` seconds each."
-    def __init__(self, url:str, timeout:float=60., tries:int=3): self.url, self.timeout, self.tries = url, timeout, tries
+    "A web service: POST {prompt, seed} as JSON; the reply is an image, or JSON with a base64 `image`. `tries` attempts, `timeout` seconds each. Pictures are kept in the folder `keep`, and none is asked for twice."
+    def __init__(self, url:str, keep:str|None=None, timeout:float=60., tries:int=3): self.url, self.keep, self.timeout, self.tries = url, keep, timeout, tries
     def _ask(self, prompt, seed):
         for attempt in range(self.tries):
             try:
@@ -96,8 +96,16 @@ class HTTPSuspect:
             except UnidentifiedImageError: problem = f"the reply ({reply.headers.get('content-type')}) is not a picture"
             except KeyError: problem = "the JSON has no image"
             except Exception as e: problem = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-        raise ValueError(f"{self.url} gave no picture for {prompt!r} in {self.tries} tries ({problem}): check the address, and that it answers with an image, or JSON with a base64 image")
-    def __call__(self, prompts, seeds): return pixels([self._ask(p, s) for p, s in zip(prompts, seeds)])
+        raise ValueError(f"{self.url} gave no picture for {prompt!r} in {self.tries} tries ({problem}): check the address, and that it answers with an image, or JSON with a base64 image{f'; what was gathered is in {self.keep}' if self.keep else ''}")
+    def _answer(self, prompt, seed):
+        if not self.keep: return self._ask(prompt, seed)
+        file = Path(self.keep)/f"{hashlib.sha256(json.dumps([self.url, prompt, int(seed)]).encode()).hexdigest()[:20]}.png"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._ask(prompt, seed).save(file.with_suffix(".part"), "png")
+            file.with_suffix(".part").replace(file)
+        return Image.open(file).convert("RGB")
+    def __call__(self, prompts, seeds): return pixels([self._answer(p, s) for p, s in zip(prompts, seeds)])
 
 # %% ../nbs/02_generate.ipynb #3ea4d09a
 def ask(suspect:Suspect, # anything that answers prompts with pictures

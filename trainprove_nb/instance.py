@@ -12,11 +12,12 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 from .conf import calibrate_delta0, conf, first
 from .contrast import contrast, release_test
 from .distance import distance
-from .evidence import auc, proportion_interval, trend
+from .evidence import auc_within, proportion_interval
 from .lab import INNOCENTS, Lab, Recipes, Scale, Source
 from .watermark import bit_accuracy, detected, draw_message, read, watermark_pvalue
 
@@ -61,11 +62,11 @@ def shadow_trials(recipes:Recipes, source:Source, strategy:str="detection") -> l
     models += [(kind, 0., k, recipes.innocent(source, kind, k, "shadow")) for kind in INNOCENTS for k in range(s.shadows)]
     return _asked(recipes, source, models, [strategy])
 
-def control_trials(recipes:Recipes, source:Source, strategies=("detection",)) -> list: # of `Trial`; none for a plain source
-    "Innocents that trained on *another's* generations: of the same corpus, by the sources of the other bases, at the highest ρ and from this source's base. Whoever accuses them sees that pictures are generated, not by whom."
+def control_trials(recipes:Recipes, source:Source, strategies=("detection",), use:str="suspect") -> list: # of `Trial`; none for a plain source
+    "Innocents that trained on *another's* generations: of the same corpus, by the sources of the other bases, at the highest ρ and from this source's base; with use `shadow`, as many as there are shadows, on data of their own. Whoever accuses them sees that pictures are generated, not by whom."
     s = recipes.scale
     others = [Source(b, source.corpus) for b in s.bases if b != source.base and source.corpus]
-    return _asked(recipes, source, [("another's data", 0., k, recipes.suspect(x, max(s.rhos), k, base=source.base)) for x in others for k in range(s.suspects)], strategies)
+    return _asked(recipes, source, [("another's data", 0., k, recipes.suspect(x, max(s.rhos), k, use, base=source.base)) for x in others for k in range(s.suspects if use == "suspect" else s.shadows)], strategies)
 
 def answered(trials:list # of `Trial`
             ) -> list: # recipes: all models, then all answers
@@ -74,17 +75,19 @@ def answered(trials:list # of `Trial`
 
 def groundwork(recipes:Recipes, # of a scale
                sources:list, # of `Source`
-               strategies=STRATEGIES # whose keys are wanted; "watermark" for Baseline 1
-              ) -> dict: # stage -> recipes that need only the stages before
+               strategies=STRATEGIES, # whose keys are wanted; "watermark" for Baseline 1
+              accounts:int|None=None # sets of generations that were given away; None: one for each suspect of a point
+             ) -> dict: # stage -> recipes that need only the stages before
     "What the trials of several sources share: data, sources, their generations and keys."
+    accounts = recipes.scale.suspects if accounts is None else accounts
     s, keyed = recipes.scale, [x for x in strategies if x != "watermark"]
-    pools = [recipes.train(x) for x in sources] + [recipes.real(x.corpus, split, 3*s.pairs) for x in sources for split in ("real", "calibration")]
+    pools = [recipes.train(x) for x in sources] + [recipes.real(corpus, split, 3*s.pairs) for x in sources for corpus in (x.corpus, recipes.other(x)) for split in ("real", "calibration")]
     stages = {"data": [p for pool in pools for p in (pool["parts"] if pool["kind"] == "join" else [pool])],
               "sources": [recipes.source(x) for x in sources],
               "prompts": [recipes.prompts(x) for x in sources if "generation" in strategies],
-              "generations": [recipes.generated(x, k) for x in sources for k in range(s.suspects)],
+              "generations": [recipes.generated(x, k) for x in sources for k in range(accounts)],
               "reproductions": [recipes.reproduction(x, y) for x in sources for y in keyed],
-              "watermarks": [recipes.generated(x, k, marked=True) for x in sources for k in range(s.suspects) if "watermark" in strategies],
+              "watermarks": [recipes.generated(x, k, marked=True) for x in sources for k in range(accounts) if "watermark" in strategies],
               "keys": [recipes.keys(x, y) for x in sources for y in keyed],
               "own answers": [recipes.own(x, y, r) for x in sources for y in dict.fromkeys([*keyed, *(["random"] if "watermark" in strategies else [])]) for r in range(s.repeats)]}
     return {stage: wanted for stage, wanted in stages.items() if wanted}
@@ -95,10 +98,11 @@ def made(lab:Lab, # makes what is missing
          wanted:list, # recipes, made after the groundwork of the sources
          strategies=STRATEGIES, # as for `groundwork`
          jobs:int=1, # workers
-         backend:str="loky" # a joblib backend
+         backend:str="loky", # a joblib backend
+         accounts:int|None=None # as for `groundwork`
         ):
     "Make the groundwork and what is wanted, with progress bars; yields each wanted recipe when it is there."
-    for label, stage in groundwork(recipes, sources, strategies).items():
+    for label, stage in groundwork(recipes, sources, strategies, accounts).items():
         for _ in lab.build(stage, jobs, backend, label): pass
     yield from lab.build(wanted, jobs, backend, "suspects")
 
@@ -162,7 +166,7 @@ def released(lab:Lab, # with the artifacts
              recipes:Recipes, # of the scale
              source:Source, # whose log
              account:int=0, # which customer
-             strategy:str="detection", # keys of which strategy; their prompts must be captions, so not "generation"
+             strategy:str="detection", # keys of which strategy; their prompts must be captions, so not "generation"; nor "leak", whose keys were chosen by looking at the log
              metric:str="rms", # a key of `DISTANCES`
             tried:list|None=None # `Trial`s to test; None: `trials`
             ) -> pd.DataFrame: # one row a model
@@ -186,23 +190,22 @@ def released(lab:Lab, # with the artifacts
 def separation(table:pd.DataFrame, # rows of `measure`, one or more sources
                rho:float=1. # which infringing models
               ) -> pd.DataFrame: # one row a strategy, score and kind of innocents
-    "AUC of infringing models at one ρ against innocents of each kind, pooled over the sources given."
+    "AUC of infringing models at one ρ against innocents of each kind: the mean over the sources of the AUC within each."
     rows = []
     for (strategy, kind), innocent in table[table.kind.isin(INNOCENTS)].groupby(["strategy", "kind"], sort=False):
         guilty = table[(table.strategy == strategy) & (table.kind == "infringing") & (table.rho == rho)]
         if guilty.empty: continue
         for score, sign in (("conf", 1), ("conf_calibrated", 1), ("mean_distance", -1), ("contrast_calibrated", 1)):
             if score not in table or guilty[score].isna().any(): continue   # a watermark has no distances
-            rate = auc(sign*innocent[score], sign*guilty[score])
+            rate = auc_within(innocent.assign(score=sign*innocent[score]), guilty.assign(score=sign*guilty[score]), "score")
             rows.append(dict(strategy=strategy, innocents=kind, score=score, rho=rho, auc=rate.value, low=rate.low, high=rate.high, n_innocent=rate.n[0], n_infringing=rate.n[1]))
     return pd.DataFrame(rows)
 
 def trends(table:pd.DataFrame # rows of `measure`
-          ) -> pd.DataFrame: # one row a source and strategy
-    "Kendall's τ between ρ and conf, over infringing models and innocents with disjoint data."
+          ) -> pd.DataFrame: # one row a source, strategy and score
+    "Kendall's τ-b (scipy) between ρ and conf, over infringing models and innocents with disjoint data; nan when one of the two does not vary."
     rows = []
     for (source, strategy), part in table[table.kind.isin(["infringing", "disjoint data"])].groupby(["source", "strategy"], sort=False):
         for score in ("conf", "conf_calibrated"):
-            tau, p = trend(part.rho, part[score])
-            rows.append(dict(source=source, strategy=strategy, score=score, tau=tau, p=p, n=len(part)))
+            rows.append(dict(source=source, strategy=strategy, score=score, tau=float(stats.kendalltau(part.rho, part[score]).statistic), n=len(part)))
     return pd.DataFrame(rows)

@@ -70,15 +70,16 @@ def make_model(lab, r, folder, scratch):
     save_model(pipe, str(folder))
     (folder/"losses.json").write_text(json.dumps(losses))
 
-def _suspect(lab, r, **sampling): return PipelineSuspect(lab.model(r["model"]), **{**r["sampling"], **sampling})
+def _suspect(lab, r): return PipelineSuspect(lab.model(r["model"]), **r["sampling"])
 
 def make_generated(lab, r, folder, scratch):
-    "What somebody got from a model for prompts of one or more sets, each in its share, none twice while there are others."
+    "What somebody got from a model for prompts of one or more sets, each in its share, every caption of a set equally often. Raises ValueError when a set has none but those of the sets before."
     rng, prompts, known = np.random.default_rng(seed_of(*r["role"])), [], set()
     for recipe, share in zip(r["prompts"], r["shares"]):
         texts = [t for t in lab.pairs(recipe)["text"] if t not in known]
         known |= set(texts)
         if not share: continue
+        if not texts: raise ValueError("no caption is left that the source was not trained on: set overlap to 1, or give a corpus with more captions")
         prompts += [texts[i] for i in np.concatenate([rng.permutation(len(texts)) for _ in range(-(-share//len(texts)))])[:share]]
     images = ask(_suspect(lab, r), prompts, [seed_of(*r["role"], i) for i in range(len(prompts))])
     pairs(list(images), prompts).to_parquet(str(folder/"pairs.parquet"))
@@ -136,10 +137,10 @@ def _drawn(lab, r):
     prompts = [p for c in r["classes"] for p in class_prompts(r["family"], c, r["n"])]
     seeds, rng = [seed_of(*r["role"], i) for i in range(len(prompts))], np.random.default_rng(seed_of(*r["role"], "guidance"))
     guidance = rng.choice(GUIDANCES, len(prompts)) if r["family"] == "guidance" else np.full(len(prompts), r["sampling"].get("guidance", 2.))
-    images = np.zeros((len(prompts), r["sampling"]["size"], r["sampling"]["size"], 3), np.uint8)
+    images, pipe = np.zeros((len(prompts), r["sampling"]["size"], r["sampling"]["size"], 3), np.uint8), lab.model(r["model"])
     for g in np.unique(guidance):
         k = np.flatnonzero(guidance == g)
-        images[k] = ask(_suspect(lab, r, guidance=float(g)), [prompts[i] for i in k], [seeds[i] for i in k])
+        images[k] = ask(PipelineSuspect(pipe, **{**r["sampling"], "guidance": float(g)}), [prompts[i] for i in k], [seeds[i] for i in k])
     return pairs(list(images), prompts)
 
 def make_labelled(lab, r, folder, scratch):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from .trainprove import Void
+
 # %% ../nbs/10b_origin.ipynb #6f0c03a9
 def _hump(ability, chance):
     "u: how far from knowing nothing and from knowing everything."
@@ -21,10 +23,10 @@ def _fit(accuracies, home, chance):
     u, shapes, stray = _hump(accuracies.mean(1), chance), {}, accuracies - accuracies.mean(1, keepdims=True)
     for o in dict.fromkeys(home):
         own = home == o
-        if not u[own].any(): raise ValueError(f"the shadows of {o} know nothing, or everything: where all are as good as chance, or always right, no origin shows; train them otherwise")
+        if not u[own].any(): raise Void(f"the shadows of {o} know nothing, or everything: where all are as good as chance, or always right, no origin shows; train them otherwise")
         shapes[o] = (u[own]@stray[own]/(u[own]**2).sum(), (u[own]**2).sum())
         stray[own] -= np.outer(u[own], shapes[o][0])
-    if not np.abs(stray).max() > 1e-9: raise ValueError("the shadows do not differ at all: ask about more pictures, or train more of them")
+    if not np.abs(stray).max() > 1e-9: raise Void("the shadows do not differ at all: ask about more pictures, or train more of them")
     freedom = len(home) - len(shapes)
     return shapes, np.linalg.pinv(stray.T@stray/freedom, rcond=1e-9, hermitian=True), freedom
 
@@ -46,7 +48,7 @@ class OriginVerdict:
     beyond: list     # rivals of whom no shadow is as able, or none as poor: there the shape alone speaks
 
 class OriginTest:
-    "The shadows of all origins, learnt from once; then any number of suspects. Raises ValueError for no rivals, too few shadows, missing answers, or shadows that do not differ."
+    "The shadows of all origins, learnt from once; then any number of suspects. Raises ValueError for no rivals, too few shadows or missing answers; its subclass Void for shadows that do not differ, or that know nothing, or everything."
     def __init__(self, shadows:dict, # origin -> a list of its shadows, each a dictionary: origin -> which of its answers to that origin's validation set were right, bool (n,)
                  chance:float # accuracy of who guesses: 1/classes
                 ):

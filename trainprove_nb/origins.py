@@ -6,15 +6,15 @@
 __all__ = ['ORIGIN_SCALES', 'FAMILIES', 'OriginScale', 'origin_scale', 'OriginRecipes']
 
 # %% ../nbs/13b_origins.ipynb #c1bd0e3b
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from inspect import signature
 from itertools import product
 from random import Random
 
 from .classifiers import LOSSES, check_architecture, train_classifier
 from .data import CORPORA, named
-from .generate import PRECISIONS, fast_precision, generate
-from .lab import _identity, check_kinds
+from .generate import generate
+from .lab import _identity, turned
 from .shipped import model_path
 from .store import seed_of
 
@@ -56,22 +56,17 @@ ORIGIN_SCALES = {
 }
 
 def origin_scale(name:str, # a key of `ORIGIN_SCALES`
-                 **knobs # fields of `OriginScale` to change; None leaves one as it is
+                 knobs:dict={}, # fields of `OriginScale` to change
+                 **more # the same by name; None leaves one as it is
                 ) -> OriginScale:
-    "A scale with some knobs turned. Raises ValueError for an unknown scale or knob, or a value out of range."
-    if name not in ORIGIN_SCALES: raise ValueError(f"unknown scale {name!r}: choose from {', '.join(ORIGIN_SCALES)}")
-    knobs = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items() if v is not None}
-    if unknown := set(knobs) - {f.name for f in fields(OriginScale)}: raise ValueError(f"unknown knob {sorted(unknown)[0]!r}: choose from {', '.join(f.name for f in fields(OriginScale))}")
-    check_kinds(ORIGIN_SCALES[name], knobs)
-    scale = replace(ORIGIN_SCALES[name], **knobs)
-    if scale.mixed_precision == "auto": scale = replace(scale, mixed_precision=fast_precision())
-    if scale.mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {scale.mixed_precision!r}: choose from {', '.join(PRECISIONS)}, auto")
+    "A scale with some knobs turned. Raises ValueError as `turned`, and for a value out of range."
+    scale = turned(ORIGIN_SCALES, name, knobs, more)
+    for knob, kind in (("lrs", (int, float)), ("efforts", (int, float)), ("mixtures", (int, float)), ("generators", str), ("classes", str), ("architectures", str), ("losses", str)):
+        if wrong := [v for v in getattr(scale, knob) if not isinstance(v, kind)]: raise ValueError(f"{knob} has {wrong[0]!r}: give {'texts' if kind is str else 'numbers, as in 0.001 (YAML reads 1e-3 as text)'}")
     for knob, least in (("generators", 1), ("classes", 2), ("architectures", 1), ("lrs", 1), ("losses", 1), ("shadow_architectures", 1), ("efforts", 1)):
         if len(getattr(scale, knob)) < least or len(set(getattr(scale, knob))) < len(getattr(scale, knob)): raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}, each once")
-    for knob, kind in (("lrs", (int, float)), ("efforts", (int, float)), ("mixtures", (int, float)), ("classes", str), ("architectures", str)):
-        if wrong := [v for v in getattr(scale, knob) if not isinstance(v, kind)]: raise ValueError(f"{knob} has {wrong[0]!r}: give {'texts' if kind is str else 'numbers, as in 0.001 (YAML reads 1e-3 as text)'}")
-    for knob, maker in (("sampling", generate), ("training", train_classifier)):
-        known = [n for n, p in signature(maker).parameters.items() if p.default is not p.empty and n not in ("device", "progress")]
+    for knob, maker, managed in (("sampling", generate, ("size", "mixed_precision")), ("training", train_classifier, ("device", "lr", "loss", "seed"))):
+        known = [n for n, p in signature(maker).parameters.items() if p.default is not p.empty and n not in ("progress", *managed)]
         if unknown := set(getattr(scale, knob)) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known)}")
     for g in scale.generators: model_path(g)
     if scale.real not in CORPORA and "/" not in scale.real: raise ValueError(f"unknown corpus {scale.real!r}: choose from {', '.join(CORPORA)}, or give a dataset folder, as in data/photos")

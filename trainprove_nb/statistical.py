@@ -11,9 +11,10 @@ import pandas as pd
 
 from .conf import first
 from .discriminator import DISCRIMINATORS
-from .evidence import auc, proportion_interval, tpr_at_fpr
+from .evidence import auc_within, proportion_interval, tpr_at_fpr
 from .instance import shadow_trials, trials
 from .lab import INNOCENTS, Lab, Recipes, Source
+from .store import recipe_name
 
 # %% ../nbs/14b_statistical.ipynb #c7094df1
 def scores_recipe(recipes:Recipes, # of the scale
@@ -36,21 +37,21 @@ def suspicions(lab:Lab, recipes:Recipes, source:Source, N:int|None=30, kinds=tup
     judged, rows = [t for t in trials(recipes, source, [strategy]) if t.kind != "calibration"] + list(also), []
     for name in kinds:
         recipe = scores_recipe(recipes, source, name, N, strategy, innocents, also)
-        rows += [dict(source=source.name, discriminator=name, kind=t.kind, rho=t.rho, k=t.k, N=recipe["N"], shadows=len(recipe["innocent"] + recipe["infringing"]), score=s) for t, s in zip(judged, lab.array(recipe))]
+        rows += [dict(source=source.name, discriminator=name, kind=t.kind, rho=t.rho, k=t.k, model=recipe_name(t.model), N=recipe["N"], shadows=len(recipe["innocent"] + recipe["infringing"]), score=s) for t, s in zip(judged, lab.array(recipe))]
     return pd.DataFrame(rows)
 
 # %% ../nbs/14b_statistical.ipynb #e037ce01
-def rates(table:pd.DataFrame, # rows of one or more sources: `kind`, and the score
+def rates(table:pd.DataFrame, # rows of one or more sources: `source`, `kind`, and the score; `model` where one may stand before several sources
           score:str="score", # column; higher is more suspicious
           threshold:float|None=.5 # infringing from here on, for the accuracy; None: no accuracy
          ) -> dict: # name -> number, low, high
-    "Accuracy, AUC, TPR@10%FPR and TPR@1%FPR, each with its 95% interval (Clopper–Pearson; Newcombe for AUC). Raises ValueError when infringing or innocent models are missing."
-    guilty, innocent = table[score][table.kind == "infringing"], table[score][table.kind != "infringing"]
-    found = {"AUC": auc(innocent, guilty), "TPR@10%FPR": tpr_at_fpr(innocent, guilty, .1), "TPR@1%FPR": tpr_at_fpr(innocent, guilty, .01)}
+    "Accuracy (its Clopper–Pearson interval counts different models), AUC within the sources, TPR@10%FPR and TPR@1%FPR, each with its 95% interval. Raises ValueError when infringing or innocent models are missing."
+    guilty, innocent = table[table.kind == "infringing"], table[table.kind != "infringing"]
+    found = {"AUC": auc_within(innocent, guilty, score), "TPR@10%FPR": tpr_at_fpr(innocent[score], guilty[score], .1), "TPR@1%FPR": tpr_at_fpr(innocent[score], guilty[score], .01)}
     out = {name: (r.value, r.low, r.high) for name, r in found.items()}
     if threshold is not None:
-        k, n = int((guilty >= threshold).sum() + (innocent < threshold).sum()), len(table)
-        out = {"accuracy": (k/n, *proportion_interval(k, n)), **out}
+        right, n = float(((table[score] >= threshold) == (table.kind == "infringing")).mean()), table.model.nunique() if "model" in table else len(table)
+        out = {"accuracy": (right, *proportion_interval(right*n, n)), **out}
     return out
 
 def rates_table(table:pd.DataFrame, # rows of `suspicions`

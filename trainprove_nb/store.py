@@ -20,7 +20,7 @@ def recipe_name(recipe:dict # JSON-able: strings, numbers, lists, dicts
 
 def seed_of(*role # texts and numbers that say what the randomness is for
            ) -> int: # from 0 to 2³¹-1
-    "A seed derived from a role, so that two roles never share one by accident."
+    "A seed derived from a role, so that two roles hardly ever share one by accident."
     return int.from_bytes(hashlib.sha256(json.dumps(role).encode()).digest()[:4], "big") >> 1
 
 # %% ../nbs/12_store.ipynb #ebb93eab

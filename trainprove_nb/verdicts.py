@@ -20,7 +20,7 @@ from .lab import Lab
 from .origin import OriginTest
 from .origins import OriginRecipes
 from .store import seed_of
-from .trainprove import SIDES, batch_values, grubbs_verdict
+from .trainprove import SIDES, Void, batch_values, grubbs_verdict
 
 # %% ../nbs/14c_verdicts.ipynb #1b686f2a
 KINDS = ("whole", "mixed", "tuned")
@@ -109,7 +109,7 @@ def paper_verdicts(lab:Lab, recipes:OriginRecipes, suspects:list, # of `Tried`
                 for size in batch_sizes:
                     for v in variants:
                         try: verdict = grubbs_verdict(batch_values(v, *shadow[o], size), batch_values(v, *said[o], size), alpha, SIDES[v])
-                        except ValueError: verdict = None
+                        except Void: verdict = None
                         rows.append(dict(suspect=k, owner=o, variant=v, batch_size=size, shadow=a, score=-verdict.G if verdict else np.nan, accused=bool(verdict and verdict.illegal)))
     return pd.DataFrame(rows)
 
@@ -121,8 +121,10 @@ def origin_verdicts(lab:Lab, recipes:OriginRecipes, suspects:list, # of `Tried`
     "The origin test on labels alone: its p-value; for innocents the one against their own origin (`p_own`), and the one without their own origin among the rivals (`p_unknown`). Where shadows do not differ the test is void: nan, not accused."
     shadows = {o: [_right(answers(lab, recipes, s), pictures) for s in recipes.shadows(o)] for o in recipes.origins}
     def test(left_out=None):
-        try: return OriginTest({o: s for o, s in shadows.items() if o != left_out}, 1/len(recipes.scale.classes))
-        except ValueError: return None
+        known = {o: s for o, s in shadows.items() if o != left_out}
+        if len(known) < 2: return None
+        try: return OriginTest(known, 1/len(recipes.scale.classes))
+        except Void: return None
     of_all, without = test(), {o: test(o) for o in recipes.origins}
     rows = []
     for k, t in enumerate(suspects):
@@ -158,15 +160,21 @@ def constant_verdicts(table:pd.DataFrame, # of `trials`
 # %% ../nbs/14c_verdicts.ipynb #be04927a
 def quality(table:pd.DataFrame # rows of `trials` joined with verdicts: `guilty`, `accused`, `score`
            ) -> dict: # name -> (value, low, high)
-    "Accuracy, F1, AUC, power and rate of false accusations, each with its 95% interval; F1's from 500 bootstrap samples. nan where a class is missing."
-    guilty, accused = table.guilty.to_numpy(bool), table.accused.to_numpy(bool)
-    rng, n, none = np.random.default_rng(0), len(table), (np.nan,)*3
-    def share(part): return (part.mean(), *proportion_interval(int(part.sum()), len(part))) if len(part) else none
-    def f1(guilty, accused): return 2*(guilty & accused).sum(-1)/np.maximum(guilty.sum(-1) + accused.sum(-1), 1)
-    k = rng.integers(n, size=(500, n))
-    ranked = auc(table.score[~guilty].fillna(-np.inf).clip(-1e9, 1e9), table.score[guilty].fillna(-np.inf).clip(-1e9, 1e9)) if guilty.any() and (~guilty).any() else None
-    return {"accuracy": share(guilty == accused), "F1": (f1(guilty, accused), *np.quantile(f1(guilty[k], accused[k]), [.025, .975])),
-            "AUC": (ranked.value, ranked.low, ranked.high) if ranked else none, "power": share(accused[guilty]), "false accusations": share(accused[~guilty])}
+    "Accuracy, F1, AUC, power and rate of false accusations, each with its 95% interval, which counts suspects; F1's from 500 bootstrap samples of them. nan where a class is missing, or F1 never varies."
+    guilty, accused, none = table.guilty.to_numpy(bool), table.accused.to_numpy(bool), (np.nan,)*3
+    codes, names = pd.factorize(table.suspect)
+    def suspects(chosen): return len(np.unique(codes[chosen]))
+    def share(hit, of):
+        n = suspects(of)
+        return (hit[of].mean(), *proportion_interval(hit[of].mean()*n, n)) if n else none
+    counts = np.stack([np.bincount(codes, x) for x in (guilty & accused, guilty, accused)], 1)   # of each suspect
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1/len(names)), size=500)@counts
+    f1, *f1s = (2*c[..., 0]/np.maximum(c[..., 1] + c[..., 2], 1) for c in (counts.sum(0), drawn))
+    low, high = np.quantile(f1s, [.025, .975])
+    scores = table.score.fillna(-np.inf).clip(-1e9, 1e9).to_numpy()
+    ranked = auc(scores[~guilty], scores[guilty], n=(suspects(~guilty), suspects(guilty))) if guilty.any() and (~guilty).any() else None
+    return {"accuracy": share(guilty == accused, np.full(len(table), True)), "F1": (f1, low, high) if low < high else (f1, np.nan, np.nan),
+            "AUC": (ranked.value, ranked.low, ranked.high) if ranked else none, "power": share(accused, guilty), "false accusations": share(accused, ~guilty)}
 
 def quality_table(methods:dict, # name -> verdicts
                   table:pd.DataFrame, # of `trials`
@@ -174,5 +182,5 @@ def quality_table(methods:dict, # name -> verdicts
                  ) -> pd.DataFrame: # numbers as text with their intervals
     "`quality` of several methods, as a table to be read."
     joined = pd.concat([v.merge(table, on=["suspect", "owner"]).assign(method=name) for name, v in methods.items()])
-    rows = [{**dict(zip(by, key)), **{k: "" if np.isnan(v[0]) else f"{v[0]:.2f} ({v[1]:.2f}–{v[2]:.2f})" for k, v in quality(part).items()}} for key, part in joined.groupby(list(by), sort=False)]
+    rows = [{**dict(zip(by, key)), **{k: "" if np.isnan(v[0]) else f"{v[0]:.2f}" if np.isnan(v[1]) else f"{v[0]:.2f} ({v[1]:.2f}–{v[2]:.2f})" for k, v in quality(part).items()}} for key, part in joined.groupby(list(by), sort=False)]
     return pd.DataFrame(rows).set_index(list(by))
