@@ -173,9 +173,9 @@ def released(lab:Lab, # with the artifacts
     "Release test of every model tried on a source against one account's log; the source's own answers are what was withheld. All mined keys whose caption is in the log are used; nan where they are fewer than 5."
     d, log, own = distance(metric), lab.pairs(recipes.generated(source, account)), [lab.array(recipes.own(source, strategy, r)) for r in range(recipes.scale.repeats)]
     pictures, given = lab.pictures(recipes.generated(source, account)), {}
-    for j, text in enumerate(log["text"]): given.setdefault(text, []).append(j)
+    for j, text in enumerate(list(log["text"])): given.setdefault(text, []).append(j)
     place = {}   # one key a caption: two of one caption would share their released pictures, and not be independent
-    for i, text in enumerate(lab.pairs(recipes.keys(source, strategy))["text"]): place.setdefault(text, i)
+    for i, text in enumerate(list(lab.pairs(recipes.keys(source, strategy))["text"])): place.setdefault(text, i)
     triples = np.array([(i, j, r) for text, i in place.items() for r, j in enumerate(given.get(text, [])[:len(own)])], dtype=int).reshape(-1, 3)
     prompts, i = np.unique(triples[:, 0], return_inverse=True)
     def mean(values): return np.bincount(i, values)/np.bincount(i)
