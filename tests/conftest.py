@@ -1,10 +1,11 @@
 "What several of the test files share: the checkout's notebooks, papermill, and a copy to run in."
-import shutil, subprocess, sys
+import os, shutil, subprocess, sys
 from pathlib import Path
 
 import nbformat
 import pytest
 
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ.setdefault('OMP_NUM_THREADS', '1')   # workers share the cores; said before torch is imported
 ROOT = Path(__file__).resolve().parent.parent
 
 
