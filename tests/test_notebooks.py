@@ -1,5 +1,5 @@
 "Every notebook runs: those of the package as nbdev runs them, and the trainings of the shipped models, shortened."
-import ast, os, re, subprocess, sys
+import ast, multiprocessing, os, re
 
 import pytest
 from PIL import Image
@@ -26,13 +26,31 @@ def files(folder):
 MODULES = [p.relative_to(ROOT).as_posix() for p in sorted((ROOT/'nbs').glob('[0-9]*.ipynb'))]
 
 
+@pytest.fixture(scope='module')
+def processes():
+    "Where new processes come from: one that has done the long imports, which they need not do again."
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['trainprove_nb.lab', 'trainprove_nb.models', 'trainprove_nb.watermark', 'nbdev.test', 'matplotlib.pyplot', 'seaborn'])
+    return context
+
+
+def run(root, path, log):
+    "Run a notebook as nbdev does; what it prints goes to a file."
+    os.chdir(root)
+    with open(log, 'w') as file:
+        for stream in (1, 2): os.dup2(file.fileno(), stream)
+    from nbdev.test import nbdev_test
+    nbdev_test.__wrapped__(path, n_workers=0)
+
+
 @pytest.mark.parametrize('path', [p for p in MODULES if not skipped(p)])
-def test_notebook_runs_and_leaves_nothing(checkout, path):
+def test_notebook_runs_and_leaves_nothing(checkout, processes, tmp_path, path):
     before = files(checkout)
-    run = f'from nbdev.test import nbdev_test; nbdev_test.__wrapped__({path!r}, n_workers=0)'
-    one = os.environ | {'OMP_NUM_THREADS': '1'}  # on a busy machine two threads wait for each other
-    done = subprocess.run([sys.executable, '-c', run], cwd=checkout, env=one, text=True, capture_output=True)
-    assert done.returncode == 0 and 'Success.' in done.stdout, done.stderr[-3000:]
+    process = processes.Process(target=run, args=(checkout, path, tmp_path/'log'))
+    process.start()
+    process.join()
+    log = (tmp_path/'log').read_text()
+    assert process.exitcode == 0 and 'Success.' in log, log[-3000:]
     assert files(checkout) == before
 
 
