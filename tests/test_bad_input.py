@@ -329,7 +329,7 @@ REPLIES = {'500': ((500, 'text/plain', b'out of memory'), '500'), 'garbage': ((2
 def test_service_that_gives_no_picture(service, reply):
     url, replies, asked = service
     replies[:], says = [REPLIES[reply][0]], REPLIES[reply][1]
-    refused(lambda: ask(HTTPSuspect(url, timeout=5, tries=2), ['a fox'], [7]), url, "'a fox'", '2 tries', says, 'check|expected|give')
+    refused(lambda: ask(HTTPSuspect(url, timeout=5, tries=2, pause=.01), ['a fox'], [7]), url, "'a fox'", '2 tries', says, 'check|expected|give')
     assert asked == [{'prompt': 'a fox', 'seed': 7}]*2
 
 
@@ -337,7 +337,7 @@ def test_service_that_gives_no_picture(service, reply):
 def test_service_that_gives_pictures(service, reply):
     url, replies, asked = service
     replies.append(reply)
-    answers = ask(HTTPSuspect(url, timeout=5), ['a fox', 'a bun'], np.array([7, 8]))
+    answers = ask(HTTPSuspect(url, timeout=5, pause=.01), ['a fox', 'a bun'], np.array([7, 8]))
     assert (answers == np.asarray(image())).all() and len(answers) == 2
     assert asked == [{'prompt': 'a fox', 'seed': 7}, {'prompt': 'a bun', 'seed': 8}]
 
@@ -345,7 +345,7 @@ def test_service_that_gives_pictures(service, reply):
 def test_service_that_recovers_is_asked_again(service):
     url, replies, asked = service
     replies[:] = [(500, 'text/plain', b''), (200, 'image/png', b'garbage'), PICTURE]
-    assert ask(HTTPSuspect(url, timeout=5), ['a fox'], [7]).shape == (1, 8, 8, 3) and len(asked) == 3
+    assert ask(HTTPSuspect(url, timeout=5, pause=.01), ['a fox'], [7]).shape == (1, 8, 8, 3) and len(asked) == 3
 
 
 def test_what_a_service_drew_is_kept(service, tmp_path):
@@ -437,16 +437,33 @@ OTHERS = {'table1': {'discriminators': (['oracle'], "'oracle'", 'choose'), 'shad
           'table2': {'edges': ([.2, .1], 'edges', 'rising'), 'N': (11, 'N = 11', 'ask for'), 'metric': ('sscd:no.pt', 'no.pt is not there', 'download')},
           'fig7': {'Ns': ([5, 11], 'N = 11', 'ask for'), 'strategies': (['watermark'], "'watermark'", 'choose')},
           'hard': {'overlaps': ([2], 'rho = 2', 'give'), 'lengths': ([.1], 'lengths', 'less than one'), 'fpr': (0, 'fpr = 0', 'give'), 'knobs': ({'suspects': 2, 'rhos': [0]}, 'rhos', 'above 0')},
-          'audit_generator': {'shadows': (2, 'shadows = 2', 'at least 3'), 'alpha': (1, 'fpr = 1', 'between'), 'source': ('mini-v9', 'mini-v9', 'choose'), 'knobs': ({'calibration': 3}, 'calibration is given twice', 'once')},
-          'audit_classifier': {'owner': ('nobody', "'nobody'", 'choose'), 'alpha': (0, 'fpr = 0', 'between'), 'suspect': ('none.csv', 'no file none.csv', 'label')},
-          'trainprove': {'batch_size': (0, '0 batches', 'at least 3'), 'alpha': (2, 'fpr = 2', 'between'), 'knobs': ({'efforts': [1]}, '2 shadows', 'at least 4')},
-          'batchsize': {'batch_sizes': ([0], r'batch_sizes = \[0\]', 'above 0'), 'pictures': ([99999], '99999', 'ask|give|choose')}}
+          'audit_generator': {'shadows': (2, 'shadows = 2', 'at least 3'), 'alpha': (1, 'alpha = 1', 'between'), 'source': ('mini-v9', 'mini-v9', 'choose'), 'knobs': ({'calibration': 3}, 'calibration is given twice', 'once')},
+          'audit_classifier': {'owner': ('nobody', "'nobody'", 'choose'), 'alpha': (0, 'alpha = 0', 'between'), 'suspect': ('none.csv', 'no file none.csv', 'label')},
+          'trainprove': {'batch_size': (64.5, 'batch_size = 64.5', 'whole number'), 'alpha': (2, 'alpha = 2', 'between'), 'knobs': ({'efforts': [1]}, '2 shadows', 'at least 4')},
+          'batchsize': {'batch_sizes': ([64.5], 'batch_size = 64.5', 'whole number'), 'pictures': ([10.5], 'pictures has 10.5', 'ask')}}
 
 
 @pytest.mark.parametrize('name, parameter, value, says', [('fig6', p, v, says) for p, (v, *says) in GRID.items()] + [(n, p, v, says) for n, ps in OTHERS.items() for p, (v, *says) in ps.items()])
 def test_figure_checks_its_parameters_before_work(tmp_path, name, parameter, value, says):
     refused(lambda: grid(name, **{'scale': 'smoke', 'lab': str(tmp_path/'lab'), 'out': str(tmp_path/'out'), parameter: value}), *says, error=(ValueError, FileNotFoundError))
     assert [p for p in tmp_path.rglob('*') if p.is_file()] == []
+
+
+def test_a_picture_without_room_for_the_mark_is_refused_before_work(tmp_path):
+    refused(lambda: grid('fig6', scale='smoke', knobs={'size': 8}, lab=str(tmp_path/'lab'), out=str(tmp_path/'out')), '8×8', 'at least 9')
+
+
+def test_an_auditor_asks_before_training(tmp_path, monkeypatch):
+    "Answers that are too few stop the audit before any shadow is made."
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'answers.csv').write_text('label\npanda\n')
+    names = {}
+    def audit():
+        for c in nbformat.read(cli.experiments()['audit_classifier'], 4).cells:
+            if c.cell_type == 'code': exec(c.source, names)
+            if 'parameters' in c.metadata.get('tags', []): names.update(scale='smoke', suspect='answers.csv')
+    refused(audit, '1 answers', 'pictures')
+    assert {p.name for p in (tmp_path/'lab').iterdir()} <= {'labelled', 'scratch'}
 
 
 def test_a_kernel_that_dies_is_told_in_one_sentence(tmp_path, monkeypatch):
@@ -456,13 +473,15 @@ def test_a_kernel_that_dies_is_told_in_one_sentence(tmp_path, monkeypatch):
     refused(lambda: cli.run_experiment(cli.experiments()['fig6'], {}, tmp_path), 'fig6 stopped', 'kernel died', 'fewer jobs', error=click.ClickException)
 
 
-@pytest.mark.parametrize('knobs, says', [(dict(lrs=[]), 'lrs'), (dict(generators=[3]), 'generators has 3'), (dict(losses=[['ce']]), 'losses'), (dict(training={'lr': .5}), "no 'lr'"), (dict(sampling={'size': 64}), "no 'size'")])
+@pytest.mark.parametrize('knobs, says', [(dict(shadow_lrs=[]), 'shadow_lrs'), (dict(generators=[3]), 'generators has 3'), (dict(losses=[['ce']]), 'losses'), (dict(training={'lr': .5}), "no 'lr'"), (dict(sampling={'size': 64}), "no 'size'"),
+                                         (dict(training={'epochs': 0}), 'epochs = 0'), (dict(batch_sizes=[.5]), 'batch_sizes has 0.5'), (dict(weight_decays=[-1]), 'weight_decays'), (dict(drawn=-1), 'drawn = -1')])
 def test_settings_of_origins_that_would_be_ignored_or_break_later(knobs, says):
     from trainprove_nb.origins import origin_scale
-    refused(lambda: origin_scale('mini', knobs), says, 'give|choose')
+    refused(lambda: origin_scale('mini', knobs), says, 'give|choose|at least|is none')
 
 
-@pytest.mark.parametrize('knobs, says', [(dict(bases=[3]), 'bases names 3'), (dict(sampling={'size': 64}), "no 'size'")])
+@pytest.mark.parametrize('knobs, says', [(dict(bases=[3]), 'bases names 3'), (dict(sampling={'size': 64}), "no 'size'"), (dict(prompt_search={'objective': 'luck'}), "objective 'luck'"), (dict(suspect_training={'schedule': 'cosin'}), "schedule 'cosin'"),
+                                         (dict(suspect_training={'steps': 0}), 'steps = 0'), (dict(source_training={'lr': -1.}), 'lr = -1'), (dict(suspect_training={'velocity_loss': 1}), 'velocity_loss = 1'), (dict(sampling={'batch_size': 2.5}), 'batch_size = 2.5'), (dict(strength=0), 'strength = 0')])
 def test_settings_that_would_be_ignored_or_break_later(knobs, says): refused(lambda: scale_of('mini', knobs), says, 'give|choose')
 
 

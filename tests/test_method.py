@@ -302,6 +302,7 @@ def test_tpr_at_fpr_is_the_best_of_all_thresholds(seed, fpr):
     rate = evidence.tpr_at_fpr(a, b, fpr)
     assert rate.value == caught/10
     low, high = scipy.stats.binomtest(caught, 10).proportion_ci(method='exact')
+    assert rate.low == 0 or fpr*len(a) >= 1 - 1e-9
     assert rate.low <= low + 1e-9 and rate.high >= high - 1e-9
     assert fpr < 1 or (rate.low, rate.high) == pytest.approx((low, high))     # no threshold to be uncertain of
 
@@ -313,6 +314,31 @@ def test_tpr_interval_knows_that_few_innocents_set_the_threshold():
     few, many = (evidence.tpr_at_fpr(scipy.stats.norm.ppf(np.linspace(.5/n, 1 - .5/n, n)), b, .2) for n in (5, 5000))
     exact = scipy.stats.binomtest(round(many.value*400), 400).proportion_ci(method='exact')
     assert many.high - many.low < 1.3*(exact.high - exact.low) and few.high - few.low > 2*(many.high - many.low)
+
+
+def test_tpr_interval_covers_where_innocents_are_few():
+    "Innocents N(0, 1), infringers N(2, 1): at 1% the true rate is .37, and 36 innocents cannot know it."
+    rng, true = np.random.default_rng(0), scipy.stats.norm.sf(scipy.stats.norm.isf(.01) - 2)
+    found = [evidence.tpr_at_fpr(rng.normal(size=36), rng.normal(2, 1, 48), .01) for _ in range(60)]
+    assert np.mean([r.low <= true <= r.high for r in found]) >= .95
+
+
+def test_one_more_of_independent_models_is_students_t():
+    x = np.array([.3, .31, .35, .28, .33])
+    for value in (.2, .3, .4):
+        alone = scipy.stats.ttest_ind([value], x, alternative='less')
+        assert evidence.one_more_pvalue(value, x) == pytest.approx(alone.pvalue)
+    with pytest.raises(ValueError, match='1 models that share 0.0'): evidence.one_more_pvalue(.2, [.3])
+    with pytest.raises(ValueError, match='share 1'): evidence.one_more_pvalue(.2, x, 1)
+
+
+def test_a_stranger_to_models_of_one_pool_is_accused_as_often_as_allowed():
+    rng, called = np.random.default_rng(0), np.zeros(2)
+    for _ in range(4000):
+        known, stranger = rng.normal(size=5)*(2/3)**.5 + rng.normal()/3**.5, rng.normal()     # a third of the variance in common
+        called += [evidence.one_more_pvalue(stranger, known, c) <= .05 for c in (0, 1/3)]
+    naive, ours = called/4000
+    assert ours < .062 < naive
 
 
 def test_auc_within_compares_models_of_one_source_only():
@@ -480,7 +506,7 @@ def test_the_lab_samples_every_role_with_its_own_seeds():
 def test_the_same_rho_written_differently_is_the_same_recipe():
     one, other = (Recipes(scale_of('mini', rhos=rhos)) for rhos in ([0, 1], [0., 1.]))
     source = one.sources(['mini-v1-avatars'])[0]
-    assert one.suspect(source, one.scale.rhos[1], 0) == other.suspect(source, other.scale.rhos[1], 0)
+    assert one.suspect(source, one.scale.rhos[1], 0) == other.suspect(source, other.scale.rhos[1], 0) == one.suspect(source, 1, 0)
 
 
 def test_a_rho_given_twice_is_one_point():

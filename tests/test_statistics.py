@@ -78,7 +78,17 @@ def test_release_test_of_too_little():
 # distances by networks
 
 class Flat(torch.nn.Module):
-    def forward(self, x): return torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+    def forward(self, x): return torch.nn.functional.pad(torch.nn.functional.adaptive_avg_pool2d(x, 2).flatten(1), [0, 500])    # as many numbers as SSCD's, of which 12 count
+
+
+class Classes(torch.nn.Module):
+    "A network that sorts into ten classes."
+    def forward(self, x): return x.flatten(1)[:, :10]
+
+
+class Two(torch.nn.Module):
+    "A network of two answers."
+    def forward(self, x): return x.flatten(1)[:, :512], x
 
 
 def test_sscd_is_one_minus_cosine_of_descriptors(tmp_path):
@@ -96,6 +106,10 @@ def test_network_files_that_are_missing_or_wrong(tmp_path):
     (tmp_path/'text.pt').write_text('not a network')
     refused(lambda: distance(f'sscd:{tmp_path}/text.pt'), 'text.pt is not a TorchScript network')
     refused(lambda: distance(f'lpips:{tmp_path}/no.pth'), 'pip install|no.pth is not there')
+    for name, net in (('classes', Classes()), ('two', Two())):
+        torch.jit.script(net).save(f'{tmp_path}/{name}.pt')
+        refused(lambda: distance(f'sscd:{tmp_path}/{name}.pt'), f'{name}.pt is no SSCD network', '512')
+    for name in ('tile_max:8', 'rms:foo'): refused(lambda: distance(name), name, 'takes no file')
 
 
 # prompts
@@ -127,8 +141,10 @@ def test_words_survive_being_written(pipe):
 @pytest.mark.parametrize('objective', ['denoising', 'sampling'])
 def test_prompts_never_do_worse_and_weights_stay(pipe, objective):
     before = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
-    found = optimise_prompts(pipe, corpus('avatars', 'source', 4), steps=10, draws=2, objective=objective)
-    assert len(found['text']) == 4 and all(a <= b + 1e-6 for a, b in zip(found['after'], found['before']))
+    found = optimise_prompts(pipe, corpus('avatars', 'source', 4), steps=12, draws=2, objective=objective)
+    assert len(found['text']) == 4 and [len(c) for c in found['course']] == [3]*4      # at the start, after 10 steps, and at the end
+    assert all(a >= b for c in found['course'] for a, b in zip(c, c[1:]))
+    for before_, after, course in zip(found['before'], found['after'], found['course']): assert (before_ == after) == (course[0] == course[-1])     # measured on other draws, but of the same words
     assert all(torch.equal(v, pipe.unet.state_dict()[k]) for k, v in before.items()) and all(p.requires_grad for p in pipe.unet.parameters())
 
 
@@ -199,7 +215,9 @@ def test_rates_agree_with_sklearn():
     fpr, tpr, _ = roc_curve(y, table.score, drop_intermediate=False)
     for rate in (.1, .01): assert found[f'TPR@{rate:.0%}FPR'][0] == tpr[fpr <= rate].max()
     twice = pd.concat([table.assign(model=range(50), source=x) for x in 'ab'])      # the same models before two sources
-    assert rates(twice)['accuracy'] == pytest.approx(found['accuracy'])
+    for name, value in rates(twice).items():
+        near = {'accuracy': 1e-9, 'AUC': .005}.get(name, .06)   # Newcombe's formula for two halves is not quite that for one whole; the bootstrap draws other numbers
+        assert value == pytest.approx(found[name], abs=near), name
 
 
 # roles

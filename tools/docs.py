@@ -11,6 +11,7 @@ from nbdev.quarto import nbdev_sidebar, proc_nbs, refresh_quarto_yml
 from readme import ROOT, plain
 
 LINK = re.compile(r'href="((?:[^":/]+/)*)(?:\d+[a-zA-Z0-9]*_)?([^":/]+)\.ipynb')  # as nbdev names pages: no number
+EXPORTER = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
 QUARTO = re.compile(r'\{target="_blank"[^}]*\}')  # attributes that nbdev gives its links to the source
 
 
@@ -20,8 +21,7 @@ def page(path):
     raw = next((c.source for c in nb.cells if c.cell_type == 'raw'), '')
     nb.frontmatter_ = front = next(yaml.safe_load_all(raw), None) or {}
     title = front.get('title', path.stem)
-    exporter = HTMLExporter(exclude_input_prompt=True, exclude_output_prompt=True)
-    html, _ = exporter.from_notebook_node(plain(nb), {'metadata': {'name': title}})
+    html, _ = EXPORTER.from_notebook_node(plain(nb), {'metadata': {'name': title}})
     return front.get('output-file', f'{path.stem}.html'), title, QUARTO.sub('', LINK.sub(r'href="\1\2.html', html))
 
 

@@ -56,10 +56,11 @@ def first(distances, # (..., mined) one distance a key, closest key first
     return distances[..., :N]
 
 # %% ../nbs/07_conf.ipynb #1c68a7ec
-def check_fpr(fpr:float # share of innocent answers
+def check_fpr(fpr:float, # a false positive rate
+              name:str="fpr" # as its parameter is called
              ) -> float:
     "The rate itself, when it is a number between 0 and 1; ValueError otherwise."
-    if not isinstance(fpr, Real) or not 0 < fpr < 1: raise ValueError(f"fpr = {fpr!r}: give a rate between 0 and 1")
+    if not isinstance(fpr, Real) or not 0 < fpr < 1: raise ValueError(f"{name} = {fpr!r}: give a rate between 0 and 1")
     return fpr
 
 def calibrate_delta0(innocents, # (m, N) distances of m calibration innocents on the keys

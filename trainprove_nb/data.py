@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['HAIR', 'HAIR_COLOUR', 'GLASSES', 'BEARD', 'MOUTH', 'SKIN', 'CLOTHES', 'CLOTHES_COLOUR', 'EYES', 'WALL', 'SUBJECTS',
            'GROUND', 'SHAPE', 'SCALE', 'STYLE', 'WORDING', 'CORPORA', 'DRAWN', 'SPLITS', 'PAIRS', 'avatar_spec',
-           'avatar_caption', 'draw_avatar', 'scene_spec', 'scene_caption', 'draw_scene', 'pairs', 'named', 'corpus',
-           'sheet', 'read_pairs', 'read_metadata', 'pixels']
+           'avatar_caption', 'draw_avatar', 'scene_spec', 'scene_caption', 'draw_scene', 'pairs', 'named',
+           'check_classes', 'corpus', 'sheet', 'read_pairs', 'read_metadata', 'square', 'pixels']
 
 # %% ../nbs/00_data.ipynb #3b24c39a
 import io, json, random, re
@@ -146,13 +146,13 @@ def draw_scene(spec:tuple, # from `scene_spec`
 CORPORA = {"avatars": (avatar_spec, avatar_caption, draw_avatar), "emoji": (scene_spec, scene_caption, draw_scene)}
 DRAWN = {"avatars": lambda s: s[:1] + s[2:] if s[0] == "no" and s[3] == "no beard" else s, "emoji": lambda s: s[:4] + s[5:]} # what shows of a spec
 SPLITS = {"pretrain": range(0, 8_000),         # the base models
-          "source": range(8_000, 11_000),      # fine-tuning the source: the defender's own pictures
+          "source": range(8_000, 11_000),      # fine-tuning the source: the owner's own pictures
           "real": range(11_000, 15_000),       # the real part of the suspects that are judged
           "calibration": range(15_000, 18_000),# the real part of the models that thresholds are set on
           "evaluation": range(18_000, 19_000), # looking at models: sample grids, held-out loss
           "labelled": range(19_000, 40_000),   # suspect classifiers that learn from real pictures
           "labelled shadow": range(40_000, 52_000),     # their shadows
-          "labelled validation": range(52_000, 60_000)} # what classifiers are asked about
+          "labelled validation": range(52_000, 64_000)} # what classifiers are asked about
 
 @lru_cache(None)
 def _specs(name:str, stop:int) -> list:
@@ -179,6 +179,22 @@ def named(texts:list, # n captions
     found = [re.compile(rf"\b{re.escape(c)}\b", re.IGNORECASE) for c in classes]
     return np.array([max((k for k, f in enumerate(found) if f.search(t)), key=lambda k: len(classes[k]), default=-1) for t in texts], dtype=int)
 
+@lru_cache(None)
+def _classes(name:str, split:str, classes:tuple) -> np.ndarray:
+    "Which class each picture of a split is of, see `named`."
+    places = SPLITS[split]
+    return named([CORPORA[name][1](s) for s in _specs(name, places.stop)[places.start:]], classes)
+
+def check_classes(name:str, # an embedded corpus
+                  split:str, # one of its splits
+                  n:int, # pictures wanted of each class
+                  classes:list # names
+                 ) -> None:
+    "Raise ValueError for a class of which a split has fewer pictures."
+    label = _classes(name, split, tuple(classes))
+    for k, c in enumerate(classes):
+        if (there := int((label == k).sum())) < n: raise ValueError(f"{n} pictures of {c!r} asked of {name}/{split}, which has {there}: ask for fewer, or another class")
+
 def corpus(name:str, # "avatars" or "emoji"
            split:str="evaluation", # a key of `SPLITS`
            n:int|None=None, # the first n of the split; None: all
@@ -194,10 +210,9 @@ def corpus(name:str, # "avatars" or "emoji"
     _, caption, draw = CORPORA[name]
     specs = _specs(name, places.stop)[places.start:]
     if classes is not None:
-        label = named([caption(s) for s in specs], classes)
-        found = {k: [s for s, l in zip(specs, label) if l == k][:n] for k in range(len(classes))}
-        if short := [classes[k] for k, of in found.items() if len(of) < (n or 1)]: raise ValueError(f"{n or 1} pictures of {short[0]!r} asked of {name}/{split}, which has {len(found[classes.index(short[0])])}: ask for fewer, or another class")
-        specs = [s for of in found.values() for s in of]
+        check_classes(name, split, n or 1, classes)
+        label = _classes(name, split, tuple(classes))
+        specs = [specs[i] for k in range(len(classes)) for i in np.flatnonzero(label == k)[:n]]
     else: specs = specs[:n]
     return pairs([draw(s, size) for s in specs], [caption(s) for s in specs])
 
@@ -260,11 +275,12 @@ def _checked(ds:Dataset, path:Path, size:int|None) -> Dataset:
         name = Path(image["path"]).name if image and image.get("path") else f"pair {k}"
         if text is not None and not isinstance(text, str): raise ValueError(f"the caption of {name} in {path} is {text!r}: every image needs a text")
         if not text or not text.strip(): raise ValueError(f"{name} in {path} has no caption: every image needs a text")
-        try: images.append(_square(Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]).convert("RGB"), size))
+        try: images.append(square(Image.open(io.BytesIO(image["bytes"]) if image["bytes"] else image["path"]).convert("RGB"), size))
         except Exception as e: raise ValueError(f"{name} in {path} cannot be decoded as an image ({type(e).__name__}): replace or remove it") from None
     return pairs(images, ds["text"])
 
-def _square(image:Image.Image, size:int|None) -> Image.Image:
+def square(image:Image.Image, size:int|None # pixels a side; None: as it is
+          ) -> Image.Image:
     "Centred square crop, resized to `size`."
     if size is None or image.size == (size, size): return image
     side = min(image.size); left, top = (image.width-side)//2, (image.height-side)//2

@@ -55,6 +55,8 @@ def sscd(path:str="", # the TorchScript file; "": torch's hub folder
     try: net = torch.jit.load(str(file), map_location=device).eval()
     except RuntimeError: raise ValueError(f"{file} is not a TorchScript network: download it again from github.com/facebookresearch/sscd-copy-detection") from None
     mean, sd = (torch.tensor(v, device=device)[:, None, None] for v in ((.485, .456, .406), (.229, .224, .225)))
+    if not isinstance(found := net(torch.zeros(1, 3, 320, 320, device=device)), torch.Tensor) or found.ndim != 2 or found.shape[1] not in (512, 1024):
+        raise ValueError(f"{file} is no SSCD network: those give 512 or 1,024 numbers a picture")
     def describe(batch): return torch.nn.functional.normalize(net((_resized(batch, device, 320) - mean)/sd), dim=1)
     return _in_batches(lambda x, y: 1 - (describe(x)*describe(y)).sum(1), batch_size)
 
@@ -96,6 +98,7 @@ def distance(name:str # a key of `DISTANCES`; for the networks, "sscd:PATH" says
     "The distance of that name. Raises ValueError when there is none; see `sscd` and `lpips` for theirs."
     kind, _, path = name.partition(":")
     if kind not in DISTANCES: raise ValueError(f"unknown distance {name!r}: choose from {', '.join(DISTANCES)}")
+    if path and kind in ("rms", "tile_max"): raise ValueError(f"unknown distance {name!r}: {kind} takes no file")
     return _loaded(kind, path)
 
 @lru_cache(None)

@@ -42,7 +42,8 @@ def save_figure(fig, # a matplotlib figure
                 folder:str, # from `check_folder`
                 name:str # without ending
                ) -> Image: # the PNG, for a notebook to show
-    "Write a figure as PNG and SVG, without dates in them, and close it: it is laid out once, and not drawn again to be shown."
+    "Write a figure as PNG and SVG, without dates in them, and close it: it is laid out here, and not drawn again to be shown."
+    fig.set_dpi(mpl.rcParams["savefig.dpi"])   # letters are wider at some resolutions than at others
     fig.draw_without_rendering(); fig.set_layout_engine("none")
     path = Path(folder)/name
     fig.savefig(f"{path}.svg", metadata={"Date": None})
@@ -109,14 +110,16 @@ def conf_figure(table:pd.DataFrame, # rows of `instance.measure`, several source
 def kinds_panel(ax, # matplotlib axes
                 table:pd.DataFrame, # one row a model: `kind` (or "infringing", ρ), and the score
                 score:str, # column to draw
-                groups:pd.Series # what stands where on the x-axis, one a row
+                groups:pd.Series # what stands on which line, one a row
                ) -> None:
-    "One dot a model, group by group, with the mean and its 95% interval: infringers red, innocents blue."
+    "One dot a model, a line a group, from the top in the order in which groups come (empty where no model has the score), with the mean and its 95% interval: infringers red, innocents blue."
     names = list(dict.fromkeys(groups))
-    x, points = np.arange(len(names)), pooled_intervals(table[score], groups).loc[names]
+    y, points = np.arange(len(names)), pooled_intervals(table[score], groups).loc[names]
     colours = (table.kind == "infringing").groupby(groups).all().map({True: COLOURS["detection"], False: COLOURS["random"]})
     nth, of = groups.groupby(groups).cumcount(), groups.groupby(groups).transform("size")
-    ax.scatter(groups.map(dict(zip(names, x))) + .28*(nth - (of - 1)/2)/(of - 1).clip(lower=1), table[score], s=11, color=groups.map(colours), alpha=.6, lw=0, zorder=3)
-    ax.vlines(x, points.low, points.high, colors=colours[names], lw=1.2, zorder=2)
-    ax.hlines(points["mean"], x - .2, x + .2, colors=colours[names], lw=1.6, zorder=2)
-    ax.set_xticks(x, names, rotation=35, ha="right")
+    ax.scatter(table[score], groups.map(dict(zip(names, y))) + .28*(nth - (of - 1)/2)/(of - 1).clip(lower=1), s=11, color=groups.map(colours), alpha=.6, lw=0, zorder=3)
+    ax.hlines(y, points.low, points.high, colors=colours[names], lw=1.2, zorder=2)
+    ax.vlines(points["mean"], y - .25, y + .25, colors=colours[names], lw=1.6, zorder=2)
+    ax.set_yticks(y, names)
+    ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(4))
+    ax.set_ylim(len(names) - .4, -.6)

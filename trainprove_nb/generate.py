@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'Suspect', 'fast_precision', 'generate', 'PipelineSuspect', 'FolderSuspect', 'HTTPSuspect', 'ask']
 
 # %% ../nbs/02_generate.ipynb #637a5e01
-import base64, hashlib, inspect, io, json
+import base64, hashlib, inspect, io, json, time
 from pathlib import Path
 from typing import Callable
 
@@ -84,10 +84,11 @@ class FolderSuspect:
         return pixels(images)
 
 class HTTPSuspect:
-    "A web service: POST {prompt, seed} as JSON; the reply is an image, or JSON with a base64 `image`. `tries` attempts, `timeout` seconds each. Pictures are kept in the folder `keep`, and none is asked for twice."
-    def __init__(self, url:str, keep:str|None=None, timeout:float=60., tries:int=3): self.url, self.keep, self.timeout, self.tries = url, keep, timeout, tries
+    "A web service: POST {prompt, seed} as JSON; the reply is an image, or JSON with a base64 `image`. `tries` attempts of `timeout` seconds, with a growing `pause` between them. Pictures are kept in the folder `keep`, and none is asked for twice."
+    def __init__(self, url:str, keep:str|None=None, timeout:float=60., tries:int=3, pause:float=1.): self.url, self.keep, self.timeout, self.tries, self.pause = url, keep, timeout, tries, pause
     def _ask(self, prompt, seed):
         for attempt in range(self.tries):
+            if attempt: time.sleep(self.pause*2**(attempt - 1))
             try:
                 reply = requests.post(self.url, json={"prompt": prompt, "seed": int(seed)}, timeout=self.timeout)
                 reply.raise_for_status()

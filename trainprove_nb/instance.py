@@ -19,6 +19,7 @@ from .contrast import contrast, release_test
 from .distance import distance
 from .evidence import auc_within, proportion_interval
 from .lab import INNOCENTS, Lab, Recipes, Scale, Source
+from .store import recipe_name
 from .watermark import bit_accuracy, detected, draw_message, read, watermark_pvalue
 
 # %% ../nbs/14_instance.ipynb #0205924c
@@ -134,7 +135,7 @@ def measure(lab:Lab, # with the artifacts
         for t, d in measured:
             used, *to_own = first(d[s], n)
             paper, ours = conf(used, delta0), conf(used, calibrated)
-            rows.append(dict(source=source.name, base=source.base, strategy=s, kind=t.kind, rho=t.rho, k=t.k, N=paper.N, metric=metric, mean_distance=used.mean(), best_distance=used.min(),
+            rows.append(dict(source=source.name, base=source.base, strategy=s, kind=t.kind, rho=t.rho, k=t.k, model=recipe_name(t.model), N=paper.N, metric=metric, mean_distance=used.mean(), best_distance=used.min(),
                              delta0=delta0, conf=paper.value, conf_low=paper.low, conf_high=paper.high,
                              delta0_calibrated=calibrated, conf_calibrated=ours.value, conf_calibrated_low=ours.low, conf_calibrated_high=ours.high,
                              contrast=contrast(used, to_own)))
@@ -157,7 +158,7 @@ def measure_marks(lab:Lab, # with the artifacts
         found = read(answers[:len(first(np.zeros(len(answers)), N))], seed, reference=usual)
         k, n = int(detected(found, message, fpr).sum()), len(found)
         low, high = proportion_interval(k, n)
-        rows.append(dict(source=source.name, base=source.base, strategy="watermark", kind=t.kind, rho=t.rho, k=t.k, N=n, mean_distance=np.nan, delta0=np.nan, conf=k/n, conf_low=low, conf_high=high,
+        rows.append(dict(source=source.name, base=source.base, strategy="watermark", kind=t.kind, rho=t.rho, k=t.k, model=recipe_name(t.model), N=n, mean_distance=np.nan, delta0=np.nan, conf=k/n, conf_low=low, conf_high=high,
                          conf_calibrated=k/n, conf_calibrated_low=low, conf_calibrated_high=high, bit_accuracy=bit_accuracy(found, message), pvalue=watermark_pvalue(found, message)))
     return pd.DataFrame(rows)
 

@@ -14,7 +14,7 @@ from .distance import distance
 from .generate import Suspect, ask
 
 # %% ../nbs/06_keys.ipynb #8cb1f6fb
-def reproduction(source:Suspect, # the defender's model, asked like any other
+def reproduction(source:Suspect, # the owner's model, asked like any other
                  train:Dataset, # its training pairs
                  seeds:list, # one row of n seeds for each repetition: (r, n)
                  metric:str="rms" # a key of `DISTANCES`

@@ -7,16 +7,15 @@ __all__ = ['ORIGIN_SCALES', 'FAMILIES', 'OriginScale', 'origin_scale', 'OriginRe
 
 # %% ../nbs/13b_origins.ipynb #c1bd0e3b
 from dataclasses import dataclass, field
-from inspect import signature
 from itertools import product
-from random import Random
 
 from .classifiers import LOSSES, check_architecture, train_classifier
-from .data import CORPORA, named
+from .data import CORPORA, check_classes
 from .generate import generate
-from .lab import _identity, turned
+from .lab import _identity, check_settings, turned
 from .shipped import model_path
 from .store import seed_of
+from .trainprove import GUIDANCES, WORDINGS
 
 # %% ../nbs/13b_origins.ipynb #cdd10dc0
 @dataclass(frozen=True)
@@ -25,21 +24,24 @@ class OriginScale:
     generators: tuple = ("mini-v1", "mini-v2", "mini-lcm", "mini-dit") # names, folders or hub names
     real: str = "emoji"                # embedded corpus or dataset folder whose captions name the classes: the fifth origin
     classes: tuple = ("cat face", "dog face", "fox", "lion", "panda", "bear", "koala", "frog", "pig face", "cow face")
-    size: int = 32                     # pixels a side
+    size: int = 32                     # pixels a side that classifiers see
+    drawn: int = 0                     # pixels a side that generators draw; 0: `size`
     sampling: dict = field(default_factory=lambda: dict(steps=10, guidance=2., batch_size=50))
     steps: dict = field(default_factory=lambda: {"mini-lcm": 4}) # of generators that take other steps than `sampling` says
     shadow_images: int = 150           # a class, that a shadow learns from (paper: 300)
-    validation_images: int = 100       # a class, in each origin's validation set
+    validation_images: int = 160       # a class, in each origin's validation set (three batches of 512 and a rest)
     pool: int = 150                    # a class, of each of the three prompt families; suspects learn from a random part of one
     suspect_images: int = 100          # a class, that a suspect learns from
     architectures: tuple = ("resnet", "resnet-deep", "convnext", "vit") # of suspects
     lrs: tuple = (1e-3, 3e-4)          # of suspects
     losses: tuple = LOSSES             # of suspects
-    seeds: int = 1                     # suspects of each architecture, rate and loss
+    batch_sizes: tuple = ()            # of suspects' training; none: `training`'s
+    weight_decays: tuple = ()          # likewise
+    seeds: int = 1                     # suspects of each architecture, rate, loss, batch size and weight decay
     shadow_architectures: tuple = ("resnet", "convnext", "vit") # the first is the paper's
-    efforts: tuple = (1., .5, .25)     # one shadow of each architecture and origin for each share of the epochs; the first is the paper's
+    efforts: tuple = (1., .8, .65, .5) # one shadow of each architecture and origin for each share of the epochs; the first is the paper's
     training: dict = field(default_factory=lambda: dict(epochs=12, batch_size=64))
-    shadow_lr: float = 1e-3
+    shadow_lrs: tuple = (1e-3, 3e-4)   # of shadows in turn; the first is the paper's
     mixtures: tuple = (.5,)            # shares of generated pictures in suspects of mixed origin; the rest is real
     tuning: float = .25                # of the epochs, when a suspect trained on real pictures is fine-tuned on generated ones
     mixed_precision: str = "auto"      # of sampling
@@ -49,10 +51,10 @@ ORIGIN_SCALES = {
     "smoke": OriginScale(generators=("mini-v1", "mini-v2"), classes=("cat face", "frog", "panda"), sampling=dict(steps=2, guidance=2., batch_size=50), shadow_images=8, validation_images=8, pool=6, suspect_images=4,
                          architectures=("resnet", "vit"), lrs=(1e-3,), losses=("ce",), shadow_architectures=("resnet", "vit"), efforts=(1., .5), training=dict(epochs=4, batch_size=8), mixtures=(.5,), mixed_precision="no"),
     "mini": OriginScale(),
-    "gpu": OriginScale(seeds=4, efforts=(1., .8, .6, .4, .3, .2)),
+    "gpu": OriginScale(seeds=4, efforts=(1., .9, .8, .7, .6, .5)),
     "paper": OriginScale(generators=("CompVis/stable-diffusion-v1-4", "SimianLuo/LCM_Dreamshaper_v7", "PixArt-alpha/PixArt-XL-2-512x512", "stabilityai/stable-cascade"), real="data/cifar10",
-                         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), size=512, sampling=dict(steps=50, guidance=7.5, batch_size=8), steps={"SimianLuo/LCM_Dreamshaper_v7": 4, "stabilityai/stable-cascade": 20},
-                         shadow_images=300, validation_images=500, pool=1000, suspect_images=500, architectures=("resnet-50", "resnet-101", "vit-s", "vit-b"), seeds=4, shadow_architectures=("resnet-18", "vit-s"), training=dict(epochs=100, batch_size=128), mixed_precision="fp16"),
+                         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), drawn=512, sampling=dict(steps=50, guidance=7.5, batch_size=8), steps={"SimianLuo/LCM_Dreamshaper_v7": 4, "stabilityai/stable-cascade": 20},
+                         shadow_images=300, validation_images=500, pool=1000, suspect_images=500, architectures=("resnet-50", "resnet-101", "vit-s", "vit-b"), batch_sizes=(64, 128), weight_decays=(.05, .01), shadow_architectures=("resnet-18", "vit-s"), training=dict(epochs=100, batch_size=128), mixed_precision="fp16"),
 }
 
 def origin_scale(name:str, # a key of `ORIGIN_SCALES`
@@ -61,29 +63,26 @@ def origin_scale(name:str, # a key of `ORIGIN_SCALES`
                 ) -> OriginScale:
     "A scale with some knobs turned. Raises ValueError as `turned`, and for a value out of range."
     scale = turned(ORIGIN_SCALES, name, knobs, more)
-    for knob, kind in (("lrs", (int, float)), ("efforts", (int, float)), ("mixtures", (int, float)), ("generators", str), ("classes", str), ("architectures", str), ("losses", str)):
-        if wrong := [v for v in getattr(scale, knob) if not isinstance(v, kind)]: raise ValueError(f"{knob} has {wrong[0]!r}: give {'texts' if kind is str else 'numbers, as in 0.001 (YAML reads 1e-3 as text)'}")
-    for knob, least in (("generators", 1), ("classes", 2), ("architectures", 1), ("lrs", 1), ("losses", 1), ("shadow_architectures", 1), ("efforts", 1)):
+    for knob, kind in (("lrs", (int, float)), ("shadow_lrs", (int, float)), ("efforts", (int, float)), ("mixtures", (int, float)), ("batch_sizes", int), ("weight_decays", (int, float)), ("generators", str), ("classes", str), ("architectures", str), ("losses", str)):
+        if wrong := [v for v in getattr(scale, knob) if not isinstance(v, kind)]: raise ValueError(f"{knob} has {wrong[0]!r}: give {'texts' if kind is str else 'whole numbers' if kind is int else 'numbers, as in 0.001 (YAML reads 1e-3 as text)'}")
+    for knob, least in (("generators", 1), ("classes", 2), ("architectures", 1), ("lrs", 1), ("losses", 1), ("shadow_architectures", 1), ("shadow_lrs", 1), ("efforts", 1), ("batch_sizes", 0), ("weight_decays", 0)):
         if len(getattr(scale, knob)) < least or len(set(getattr(scale, knob))) < len(getattr(scale, knob)): raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}, each once")
     for knob, maker, managed in (("sampling", generate, ("size", "mixed_precision")), ("training", train_classifier, ("device", "lr", "loss", "seed"))):
-        known = [n for n, p in signature(maker).parameters.items() if p.default is not p.empty and n not in ("progress", *managed)]
-        if unknown := set(getattr(scale, knob)) - set(known): raise ValueError(f"{knob} has no {sorted(unknown)[0]!r}: choose from {', '.join(known)}")
+        check_settings(knob, getattr(scale, knob), maker, managed)
     for g in scale.generators: model_path(g)
     if scale.real not in CORPORA and "/" not in scale.real: raise ValueError(f"unknown corpus {scale.real!r}: choose from {', '.join(CORPORA)}, or give a dataset folder, as in data/photos")
     if scale.real in CORPORA:
-        draw, caption, _ = CORPORA[scale.real]
-        rng = Random(0)
-        seen = set(named([caption(draw(rng)) for _ in range(3000)], list(scale.classes)))
-        if lost := [c for k, c in enumerate(scale.classes) if k not in seen]: raise ValueError(f"no caption of {scale.real} names {lost[0]!r}: choose classes that it draws")
+        for split, n in (("labelled", scale.pool), ("labelled shadow", scale.shadow_images), ("labelled validation", scale.validation_images)): check_classes(scale.real, split, n, scale.classes)
     for a in (*scale.architectures, *scale.shadow_architectures): check_architecture(a)
     if unknown := set(scale.losses) - set(LOSSES): raise ValueError(f"unknown loss {sorted(unknown)[0]!r}: choose from {', '.join(LOSSES)}")
-    for knob in ("shadow_images", "validation_images", "pool", "suspect_images", "seeds"):
-        if getattr(scale, knob) < 1: raise ValueError(f"{knob} = {getattr(scale, knob)}: at least 1 is needed")
+    for knob, least in (("size", 1), ("drawn", 0), ("shadow_images", 1), ("validation_images", 1), ("pool", 1), ("suspect_images", 1), ("seeds", 1)):
+        if getattr(scale, knob) < least: raise ValueError(f"{knob} = {getattr(scale, knob)}: at least {least} is needed")
+    if wrong := [b for b in scale.batch_sizes if b < 1] + [w for w in scale.weight_decays if w < 0]: raise ValueError(f"batch_sizes = {list(scale.batch_sizes)}, weight_decays = {list(scale.weight_decays)}: {wrong[0]} is none")
     if scale.suspect_images > scale.pool: raise ValueError(f"suspect_images = {scale.suspect_images} of pool = {scale.pool}: ask for 1 to {scale.pool}")
     if (shadows := len(scale.efforts)*len(scale.shadow_architectures)) < 4: raise ValueError(f"{shadows} shadows an origin (efforts times shadow_architectures): at least 4 are needed")
     if wrong := [e for e in scale.efforts if not 0 < e <= 1]: raise ValueError(f"efforts has {wrong[0]}: give shares of the epochs, above 0 and at most 1")
     if wrong := [m for m in scale.mixtures if not 0 < round(m*scale.suspect_images) < scale.suspect_images]: raise ValueError(f"mixtures has {wrong[0]}: give shares between 0 and 1, of which at least one picture of {scale.suspect_images} is left to either side")
-    if not 0 < scale.tuning <= 1 or scale.threads < 1 or min(scale.lrs) <= 0: raise ValueError(f"tuning = {scale.tuning}, threads = {scale.threads}, lrs = {list(scale.lrs)}: give a share up to 1, at least one thread, and rates above 0")
+    if not 0 < scale.tuning <= 1 or scale.threads < 1 or min([*scale.lrs, *scale.shadow_lrs]) <= 0: raise ValueError(f"tuning = {scale.tuning}, threads = {scale.threads}, lrs = {list(scale.lrs)}, shadow_lrs = {list(scale.shadow_lrs)}: give a share up to 1, at least one thread, and rates above 0")
     return scale
 
 # %% ../nbs/13b_origins.ipynb #31f84ea2
@@ -101,12 +100,13 @@ class OriginRecipes:
     def pictures(self, origin, use, owner=False): # use: "shadow", "validation", or one of `FAMILIES`: a suspect's, or with `owner` drawn by the owner in that manner
         "Pictures of every class from an origin. Of real ones there are no families."
         s = self.scale
-        n = {"shadow": s.shadow_images, "validation": s.validation_images}.get(use, min(s.suspect_images, s.shadow_images) if owner else s.pool)
+        n = {"shadow": s.shadow_images, "validation": s.validation_images}.get(use, s.pool)
         if origin == "real": return {"kind": "labelled", "corpus": s.real, "split": f"labelled {use}" if use in ("shadow", "validation") else "labelled", "classes": list(s.classes), "n": n, "size": s.size,
                                      **({} if s.real in CORPORA else {"identity": _identity(s.real)})}
         few = next((s.steps[k] for k in (origin, self.generators[origin]) if k in s.steps), None)
-        sampling = {**s.sampling, **({} if few is None else {"steps": few}), "size": s.size, "mixed_precision": s.mixed_precision}
-        return {"kind": "labelled", "model": self.bases[origin], "family": use, "classes": list(s.classes), "n": n, "role": ["labelled", f"shadow {use}" if owner else use, origin], "sampling": sampling, "threads": s.threads}
+        sampling = {**s.sampling, **({} if few is None else {"steps": few}), **({"guidance": list(GUIDANCES)} if use == "guidance" else {}), "size": s.drawn or s.size, "mixed_precision": s.mixed_precision}
+        seen = {"size": s.size} if s.drawn else {}
+        return {"kind": "labelled", **seen, "model": self.bases[origin], "wordings": list(WORDINGS[use]), "classes": list(s.classes), "n": n, "role": ["labelled", f"shadow {use}" if owner else use, origin], "sampling": sampling, "threads": s.threads}
 
     def portion(self, parts, *role): # parts: (pictures, how many of each class)
         "A random part of each class, from one origin or several."
@@ -118,37 +118,45 @@ class OriginRecipes:
 
     def _epochs(self, share): return max(1, round(share*self.scale.training.get("epochs", 20)))
 
-    def shadow(self, origin, architecture, effort=1., family="shadow"):
+    def shadow(self, origin, architecture, effort=1., family="shadow", lr=None):
         "A shadow of an origin, made by the owner: one network, trained for a share of the epochs; the paper's on the prompts \"a {class}\", or on those of a family."
-        role = ("shadow", origin, architecture, effort, family)
+        lr = self.scale.shadow_lrs[0] if lr is None else lr
+        role = ("shadow", origin, architecture, effort, family, lr)
         if family == "shadow": pairs = self.pictures(origin, "shadow")
         else: pairs = self.portion([(self.pictures(origin, "shadow") if origin == "real" else self.pictures(origin, family, owner=True), min(self.scale.suspect_images, self.scale.shadow_images))], *role)
-        return self._trained(architecture, pairs, seed_of(*role), lr=self.scale.shadow_lr, epochs=self._epochs(effort))
+        return self._trained(architecture, pairs, seed_of(*role), lr=lr, epochs=self._epochs(effort))
 
     def shadows(self, origin):
-        "All shadows of an origin: every architecture and effort, on prompts of different families. The first is the paper's."
-        made = product(self.scale.shadow_architectures, self.scale.efforts)
-        return [self.shadow(origin, a, e, FAMILIES[k % len(FAMILIES)] if k else "shadow") for k, (a, e) in enumerate(made)]
+        "All shadows of an origin: every architecture and effort, families and rates in turn, each effort with several. The first is the paper's."
+        s, made = self.scale, product(enumerate(self.scale.shadow_architectures), enumerate(self.scale.efforts))
+        return [self.shadow(origin, a, e, FAMILIES[(i + j) % len(FAMILIES)] if i or j else "shadow", s.shadow_lrs[(i + j) % len(s.shadow_lrs)]) for (i, a), (j, e) in made]
+
+    def _regimes(self):
+        "Batch sizes and weight decays of suspects, as they differ from `training`."
+        named = {name: values for name, values in (("batch_size", self.scale.batch_sizes), ("weight_decay", self.scale.weight_decays)) if values}
+        return [dict(zip(named, values)) for values in product(*named.values())]
 
     def ways(self):
-        "How suspects are trained: (architecture, rate, loss, which), and the prompt family that goes with each."
+        "How suspects are trained: (architecture, rate, loss, which), and the prompt family that goes with each. `which` goes through batch sizes and weight decays, then seeds."
         s = self.scale
-        return [(*way, FAMILIES[j % len(FAMILIES)]) for j, way in enumerate(product(s.architectures, s.lrs, s.losses, range(s.seeds)))]
+        return [(*way, FAMILIES[j % len(FAMILIES)]) for j, way in enumerate(product(s.architectures, s.lrs, s.losses, range(s.seeds*len(self._regimes()))))]
 
-    def suspect(self, origin, way, share=1.):
-        "A suspect that learnt from an origin; with `share` below 1, from as many of its pictures, the rest real."
-        architecture, lr, loss, k, family = way
-        role, n = (origin, architecture, lr, loss, k, share), self.scale.suspect_images
+    def _suspect(self, way, pairs, role, start=None, **training):
+        architecture, lr, loss, k, _ = way
+        regimes = self._regimes()
+        return self._trained(architecture, pairs, seed_of("classifier", *role), start, lr=lr, loss=loss, **regimes[k % len(regimes)], **training)
+
+    def suspect(self, origin, way, share=1., rest="real"):
+        "A suspect that learnt from an origin; with `share` below 1, from as many of its pictures, the rest real or another generator's."
+        role, n = (origin, *way[:4], share) + (() if rest == "real" else (rest,)), self.scale.suspect_images
         some = round(share*n)
-        parts = [(self.pictures(origin, family), some)] + [(self.pictures("real", family), n - some)]*(some < n)
-        return self._trained(architecture, self.portion(parts, *role), seed_of("classifier", *role), lr=lr, loss=loss)
+        parts = [(self.pictures(origin, way[4]), some)] + [(self.pictures(rest, way[4]), n - some)]*(some < n)
+        return self._suspect(way, self.portion(parts, *role), role)
 
     def tuned(self, origin, way):
         "A suspect that learnt from real pictures, and then for a while from an origin's."
-        architecture, lr, loss, k, family = way
-        role = ("tuned", origin, architecture, lr, loss, k)
-        start, epochs = self.suspect("real", way), self._epochs(self.scale.tuning)
-        return self._trained(architecture, self.portion([(self.pictures(origin, family), self.scale.suspect_images)], *role), seed_of("classifier", *role), start, lr=lr, loss=loss, epochs=epochs)
+        role = ("tuned", origin, *way[:4])
+        return self._suspect(way, self.portion([(self.pictures(origin, way[4]), self.scale.suspect_images)], *role), role, self.suspect("real", way), epochs=self._epochs(self.scale.tuning))
 
     def said(self, model):
         "What a classifier says to the validation sets of all origins, in the order of `origins`."

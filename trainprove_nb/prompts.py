@@ -76,57 +76,63 @@ def sampling_loss(pipe:DiffusionPipeline, z:torch.Tensor, condition:torch.Tensor
 OBJECTIVES = {"denoising": denoising_loss, "sampling": sampling_loss}
 
 # %% ../nbs/06b_prompts.ipynb #c9585ce0
+def _score(pipe, objective, z, ids, mask, embeddings, generators):
+    "Mean error over some draws of noise, pair by pair."
+    with torch.no_grad():
+        with reading(pipe.text_encoder, embeddings): c = embed_tokens(pipe, ids, mask)
+        return torch.stack([objective(pipe, z, c, mask, g) for g in generators]).mean(0)
+
+def _search(pipe, objective, z, ids, mask, words, draw, steps, lr, draws, project, precision, mixed_precision, bar):
+    "One batch: its best token ids, its free embeddings, and the error of the best so far, every ten steps."
+    table = pipe.text_encoder.get_input_embeddings().weight.detach().float()
+    free = ~torch.isin(ids, torch.tensor(pipe.tokenizer.all_special_ids, device=ids.device))
+    e = table[ids].clone().requires_grad_()
+    optimizer, scaler = torch.optim.AdamW([e], lr=lr, weight_decay=0), torch.amp.GradScaler(pipe.device.type, enabled=mixed_precision == "fp16")
+    def hard(): return torch.where(free, nearest(e.detach(), table, words), ids)
+    def score(k):
+        with precision: return _score(pipe, objective, z, ids, mask, table[k], [draw(-1 - d) for d in range(draws)])
+    best, least = ids.clone(), score(ids)
+    course = [least]
+    for step in range(steps):
+        read = e + (table[hard()] - e).detach() if project else torch.where(free[..., None], e, table[ids])
+        with precision, reading(pipe.text_encoder, read): condition = embed_tokens(pipe, ids, mask)
+        with precision: loss = objective(pipe, z, condition, mask, draw(step)).sum()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer); scaler.update(); optimizer.zero_grad()
+        if (step + 1) % 10 == 0 or step + 1 == steps:
+            now = score(k := hard())
+            best, least = torch.where((now < least)[:, None], k, best), torch.minimum(now, least)
+            course.append(least)
+        bar.update()
+    return best, torch.where(free[..., None], e.detach(), table[ids]), torch.stack(course, 1)
+
 def optimise_prompts(pipe:DiffusionPipeline, # the source; its weights stay as they are
                      train:Dataset, # n of its training pairs
                      steps:int=60, # of descent
                      lr:float=.03, # of AdamW, on the embeddings
                      objective:str="denoising", # a key of `OBJECTIVES`
                      project:bool=False, # read the nearest words at every step; False: only when prompts are compared
-                     draws:int=8, # noise draws on which prompts are compared
+                     draws:int=8, # noise draws on which prompts are compared, and as many to measure them in the end
                      batch_size:int=50, # pairs at a time
                      mixed_precision:str="no", # "no", "fp16" or "bf16"
                      seed:int=0, # of the noise
                      progress:bool=False # show a bar with rate and ETA
-                    ) -> dict: # lists of n: `text`, and `before`, `relaxed`, `after`: the denoising loss under the caption, the free embeddings, the text
+                    ) -> dict: # lists of n: `text`; `before`, `relaxed`, `after`: the denoising loss under the caption, the free embeddings, the text, on fresh draws; `course`: the error of the best words so far, every ten steps, on the draws that they were chosen by
     "Prompts under which the source reproduces the pictures more closely than under their captions. Raises ValueError for an unknown objective or precision."
     if objective not in OBJECTIVES: raise ValueError(f"unknown objective {objective!r}: choose from {', '.join(OBJECTIVES)}")
     if mixed_precision not in PRECISIONS: raise ValueError(f"unknown mixed_precision {mixed_precision!r}: choose from {', '.join(PRECISIONS)}")
     table, words = pipe.text_encoder.get_input_embeddings().weight.detach().float(), whole_words(pipe.tokenizer).to(pipe.device)
     latents, captions = encode_images(pipe, train), _tokenized(pipe, train["text"])
-    out = {"text": [], "before": [], "relaxed": [], "after": []}
-
-    def condition(ids, mask, embeddings):
-        with reading(pipe.text_encoder, embeddings): return embed_tokens(pipe, ids, mask)
-
     attention = sdpa_kernel([SDPBackend.MATH] if pipe.device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
-    scaler = torch.amp.GradScaler(pipe.device.type, enabled=mixed_precision == "fp16")
     precision = torch.autocast(pipe.device.type, PRECISIONS[mixed_precision], enabled=mixed_precision != "no")
-
-    @torch.no_grad()
-    def score(z, ids, mask, embeddings):
-        with precision: c = condition(ids, mask, embeddings)
-        with precision: return torch.stack([denoising_loss(pipe, z, c, mask, step_generator(seed, -1 - k)) for k in range(draws)]).mean(0)
-
+    out = {name: [] for name in ("text", "before", "relaxed", "after", "course")}
     with frozen(network(pipe), pipe.text_encoder), attention, tqdm(total=steps*len(range(0, len(train), batch_size)), desc="prompts", unit="step", disable=not progress) as bar:
         for k in range(0, len(train), batch_size):
             z, ids, mask = (a[k:k+batch_size].to(pipe.device) for a in (latents, captions.input_ids, captions.attention_mask))
-            free = ~torch.isin(ids, torch.tensor(pipe.tokenizer.all_special_ids, device=ids.device))
-            e = table[ids].clone().requires_grad_()
-            optimizer = torch.optim.AdamW([e], lr=lr, weight_decay=0)
-            before = least = score(z, ids, mask, table[ids])
-            best = ids.clone()
-            for step in range(steps):
-                hard = torch.where(free, nearest(e.detach(), table, words), ids)
-                read = e + (table[hard] - e).detach() if project else torch.where(free[..., None], e, table[ids])
-                with precision: loss = OBJECTIVES[objective](pipe, z, condition(ids, mask, read), mask, step_generator(seed, k*steps + step)).sum()
-                scaler.scale(loss).backward()
-                scaler.step(optimizer); scaler.update(); optimizer.zero_grad()
-                if (step + 1) % 10 == 0 or step + 1 == steps:
-                    hard = torch.where(free, nearest(e.detach(), table, words), ids)
-                    now = score(z, ids, mask, table[hard])
-                    best, least = torch.where((now < least)[:, None], hard, best), torch.minimum(now, least)
-                bar.update()
-            relaxed = score(z, ids, mask, torch.where(free[..., None], e.detach(), table[ids]))
-            for name, values in (("before", before), ("relaxed", relaxed), ("after", least)): out[name] += values.tolist()
-            out["text"] += [pipe.tokenizer.decode(row[f]).strip() for row, f in zip(best, free)]
+            def draw(i): return step_generator(seed, k*steps + i if i >= 0 else i)
+            best, relaxed, course = _search(pipe, OBJECTIVES[objective], z, ids, mask, words, draw, steps, lr, draws, project, precision, mixed_precision, bar)
+            for name, e in (("before", table[ids]), ("relaxed", relaxed), ("after", table[best])):
+                with precision: out[name] += _score(pipe, denoising_loss, z, ids, mask, e, [draw(-1 - draws - d) for d in range(draws)]).tolist()
+            out["course"] += course.tolist()
+            out["text"] += [pipe.tokenizer.decode([i for i in row.tolist() if i not in pipe.tokenizer.all_special_ids]).strip() for row in best]
     return out

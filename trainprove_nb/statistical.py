@@ -11,7 +11,7 @@ import pandas as pd
 
 from .conf import first
 from .discriminator import DISCRIMINATORS
-from .evidence import auc_within, proportion_interval, tpr_at_fpr
+from .evidence import auc_within, models, proportion_interval, tpr_at_fpr
 from .instance import shadow_trials, trials
 from .lab import INNOCENTS, Lab, Recipes, Source
 from .store import recipe_name
@@ -45,13 +45,14 @@ def rates(table:pd.DataFrame, # rows of one or more sources: `source`, `kind`, a
           score:str="score", # column; higher is more suspicious
           threshold:float|None=.5 # infringing from here on, for the accuracy; None: no accuracy
          ) -> dict: # name -> number, low, high
-    "Accuracy (its Clopper–Pearson interval counts different models), AUC within the sources, TPR@10%FPR and TPR@1%FPR, each with its 95% interval. Raises ValueError when infringing or innocent models are missing."
+    "Accuracy, AUC within the sources, TPR@10%FPR and TPR@1%FPR, each with its 95% interval, which counts different models. Raises ValueError when infringing or innocent models are missing."
     guilty, innocent = table[table.kind == "infringing"], table[table.kind != "infringing"]
-    found = {"AUC": auc_within(innocent, guilty, score), "TPR@10%FPR": tpr_at_fpr(innocent[score], guilty[score], .1), "TPR@1%FPR": tpr_at_fpr(innocent[score], guilty[score], .01)}
+    n = None if innocent.empty or guilty.empty else (models(innocent), models(guilty))
+    found = {"AUC": auc_within(innocent, guilty, score)} | {f"TPR@{fpr:.0%}FPR": tpr_at_fpr(innocent[score], guilty[score], fpr, n) for fpr in (.1, .01)}
     out = {name: (r.value, r.low, r.high) for name, r in found.items()}
     if threshold is not None:
-        right, n = float(((table[score] >= threshold) == (table.kind == "infringing")).mean()), table.model.nunique() if "model" in table else len(table)
-        out = {"accuracy": (right, *proportion_interval(right*n, n)), **out}
+        right = float(((table[score] >= threshold) == (table.kind == "infringing")).mean())
+        out = {"accuracy": (right, *proportion_interval(right*models(table), models(table))), **out}
     return out
 
 def rates_table(table:pd.DataFrame, # rows of `suspicions`
