@@ -5,6 +5,8 @@ JOBS   := 2
 OUT    :=
 LAB    :=
 PYTHON := python3
+# Let Python keep what it has compiled, even where the environment forbids it: else every process compiles torch anew, for 18 seconds
+export PYTHONDONTWRITEBYTECODE :=
 
 define HELP
 trainprove_nb: was a generative model trained on another model's images?

@@ -1,5 +1,6 @@
 "TrainProVe: the paper's test against references, the origin test's promises, classifiers and their adapters, and the pipelines of other kinds."
 import json
+import math
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -10,12 +11,12 @@ import torch
 from scipy import stats
 
 from trainprove_nb.classifiers import ARCHITECTURES, CSVClassifier, FolderClassifier, HTTPClassifier, ask_classifier, classifier, load_classifier, logits, save_classifier, train_classifier
-from trainprove_nb.data import CORPORA, SPLITS, corpus, named, pixels
+from trainprove_nb.data import CORPORA, GROUND, SPLITS, corpus, named, pixels
 from trainprove_nb.generate import generate
 from trainprove_nb.lab import Lab
 from trainprove_nb.models import load_model, mini_transformer, save_model
 from trainprove_nb.origin import OriginTest
-from trainprove_nb.origins import FAMILIES, ORIGIN_SCALES, OriginRecipes, origin_scale
+from trainprove_nb.origins import FAMILIES, MINI_WORDINGS, ORIGIN_SCALES, OriginRecipes, origin_scale
 from trainprove_nb.trainprove import DOMAINS, WORDINGS, batch_values, class_prompts, grubbs_critical, grubbs_verdict, trainprove
 from trainprove_nb.verdicts import quality, tried
 
@@ -364,6 +365,21 @@ def test_a_slow_service_and_one_that_is_down(service):
 
 # Recipes
 
+@pytest.mark.parametrize('wordings', [WORDINGS, MINI_WORDINGS], ids=['paper', 'mini'])
+def test_no_suspect_learns_from_the_owners_prompts(wordings):
+    "Nor is the validation set drawn for those that shadows learn from; and each text names its class once, so that real captions can be read for it."
+    said = {use: set(class_prompts(texts, ANIMALS, 60)) for use, texts in wordings.items()}
+    for use in ('shadow', 'validation'): assert all(said[use].isdisjoint(said[other]) for other in said if other != use)
+    for texts in wordings.values(): assert (named(class_prompts(texts, ANIMALS, 60), ANIMALS) == np.repeat(range(len(ANIMALS)), 60)).all()
+
+
+def test_mini_wordings_have_a_ground_for_every_text():
+    "Without one mini-v2 draws a person where an animal is asked for."
+    for texts in MINI_WORDINGS.values():
+        tails = [t.rsplit(' on ', 1) for t in texts]
+        assert {ground for _, ground in tails} == set(GROUND) and len(set(texts)) == len(texts) == math.lcm(len({t for t, _ in tails}), len(GROUND))
+
+
 def test_nobody_learns_from_what_he_is_asked_about():
     recipes = OriginRecipes(origin_scale('mini', generators=['mini-v1', 'mini-v2']))
     for o in recipes.origins:
@@ -407,6 +423,8 @@ def test_every_scale_is_well_formed():
     refused(lambda: origin_scale('mini', real='emojis'), "'emojis'", 'avatars')
     refused(lambda: origin_scale('mini', lrs=[-1.]), 'rates above 0')
     refused(lambda: origin_scale('mini', mixtures=[.001]), '0.001')
+    refused(lambda: origin_scale('mini', wordings={'shadow': ['a {name}']}), 'wordings', 'validation', 'guidance')
+    for texts in ([], 'a {name}', ['a panda'], ['a {nam}'], ['a {name} {x}'], ['a {name}}'], [5]): refused(lambda: origin_scale('mini', wordings={**WORDINGS, 'domain': texts}), 'domain', 'wordings', '{name}')
 
 
 def test_a_wrong_setting_is_no_acquittal(monkeypatch):

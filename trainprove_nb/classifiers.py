@@ -8,15 +8,16 @@ __all__ = ['ARCHITECTURES', 'LOSSES', 'Classifier', 'check_architecture', 'class
            'ask_classifier']
 
 # %% ../nbs/04b_classifiers.ipynb #113a7f3b
-import base64, csv, hashlib, io, json, time
+import base64, csv, hashlib, io, json
 from pathlib import Path
 from typing import Callable
 
 import numpy as np
-import requests
 import torch
 from PIL import Image
 from tqdm import tqdm
+
+from .generate import post
 
 # %% ../nbs/04b_classifiers.ipynb #27e5908f
 ARCHITECTURES = {
@@ -164,18 +165,14 @@ class HTTPClassifier:
 
     def _ask(self, picture):
         buffer = io.BytesIO(); Image.fromarray(picture).save(buffer, "PNG")
-        for attempt in range(self.tries):
-            if attempt: time.sleep(self.pause*2**(attempt - 1))
-            try:
-                reply = requests.post(self.url, json={"image": base64.b64encode(buffer.getvalue()).decode()}, timeout=self.timeout)
-                reply.raise_for_status()
-                answer = reply.json()
-                row = {"label": answer["label"]} if "label" in answer else {c: answer["scores"][c] for c in self.classes}
-                _answers([row], self.classes, "the service")
-                return row
-            except KeyError as e: problem = f"the reply has no {e}"
-            except Exception as e: problem = str(e) if type(e) is ValueError else f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
-        raise ValueError(f"{self.url} gave no answer in {self.tries} tries ({problem}): check the address, and that it answers with {{label}} or {{scores}}; {f'what was gathered is in {self.keep}' if self.keep else 'give keep=FILE to keep what was gathered'}")
+        wanted = "{label} or {scores}; " + (f"what was gathered is in {self.keep}" if self.keep else "give keep=FILE to keep what was gathered")
+        return post(self.url, {"image": base64.b64encode(buffer.getvalue()).decode()}, self._row, wanted, self.timeout, self.tries, self.pause)
+
+    def _row(self, reply):
+        answer = reply.json()
+        row = {"label": answer["label"]} if "label" in answer else {c: answer["scores"][c] for c in self.classes}
+        _answers([row], self.classes, "the service")
+        return row
 
     def __call__(self, images):
         if self.keep: Path(self.keep).parent.mkdir(parents=True, exist_ok=True)
