@@ -373,6 +373,13 @@ def test_no_suspect_learns_from_the_owners_prompts(wordings):
     for texts in wordings.values(): assert (named(class_prompts(texts, ANIMALS, 60), ANIMALS) == np.repeat(range(len(ANIMALS)), 60)).all()
 
 
+def test_generators_are_asked_in_words_that_they_know(tmp_path):
+    save_model(load_model('mini-v1'), tmp_path/'mine')
+    said = lambda **knobs: {o: tuple(OriginRecipes(origin_scale('mini', generators=['mini-v1', str(tmp_path/'mine')], **knobs)).pictures(o, 'domain')['wordings']) for o in ('mini-v1', 'mine')}
+    assert said() == {'mini-v1': MINI_WORDINGS['domain'], 'mine': WORDINGS['domain']}
+    assert said(wordings={**WORDINGS, 'domain': ['a coin with a {name}']}) == dict.fromkeys(('mini-v1', 'mine'), ('a coin with a {name}',))
+
+
 def test_mini_wordings_have_a_ground_for_every_text():
     "Without one mini-v2 draws a person where an animal is asked for."
     for texts in MINI_WORDINGS.values():

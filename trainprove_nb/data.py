@@ -177,7 +177,8 @@ def named(texts:list, # n captions
          ) -> np.ndarray: # int (n,)
     "Which class each caption names, as whole words, small letters or capitals; of several the longest; -1 for none."
     found = [re.compile(rf"\b{re.escape(c)}\b", re.IGNORECASE) for c in classes]
-    return np.array([max((k for k, f in enumerate(found) if f.search(t)), key=lambda k: len(classes[k]), default=-1) for t in texts], dtype=int)
+    names = {t: max((k for k, f in enumerate(found) if f.search(t)), key=lambda k: len(classes[k]), default=-1) for t in set(texts)}
+    return np.array([names[t] for t in texts], dtype=int)
 
 @lru_cache(None)
 def _classes(name:str, split:str, classes:tuple) -> np.ndarray:

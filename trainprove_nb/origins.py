@@ -14,7 +14,7 @@ from .classifiers import LOSSES, check_architecture, train_classifier
 from .data import CORPORA, GROUND, check_classes
 from .generate import generate
 from .lab import _identity, check_settings, turned
-from .shipped import model_path
+from .shipped import SHIPPED, model_path
 from .store import seed_of
 from .trainprove import GUIDANCES, WORDINGS
 
@@ -33,7 +33,7 @@ class OriginScale:
     classes: tuple = ("cat face", "dog face", "fox", "lion", "panda", "bear", "koala", "frog", "pig face", "cow face")
     size: int = 32                     # pixels a side that classifiers see
     drawn: int = 0                     # pixels a side that generators draw; 0: `size`
-    wordings: dict = field(default_factory=lambda: dict(MINI_WORDINGS)) # of prompts: for shadows, for validation, and a suspect's three families
+    wordings: dict = field(default_factory=dict) # of prompts: for shadows, for validation, and a suspect's three families; none: `MINI_WORDINGS` for generators that come with the package, the paper's for others
     sampling: dict = field(default_factory=lambda: dict(steps=10, guidance=2., batch_size=50))
     steps: dict = field(default_factory=lambda: {"mini-lcm": 4}) # of generators that take other steps than `sampling` says
     shadow_images: int = 150           # a class, that a shadow learns from (paper: 300)
@@ -61,7 +61,7 @@ ORIGIN_SCALES = {
     "mini": OriginScale(),
     "gpu": OriginScale(seeds=4, efforts=(1., .9, .8, .7, .6, .5)),
     "paper": OriginScale(generators=("CompVis/stable-diffusion-v1-4", "SimianLuo/LCM_Dreamshaper_v7", "PixArt-alpha/PixArt-XL-2-512x512", "stabilityai/stable-cascade"), real="data/cifar10",
-                         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), wordings=dict(WORDINGS), drawn=512, sampling=dict(steps=50, guidance=7.5, batch_size=8), steps={"SimianLuo/LCM_Dreamshaper_v7": 4, "stabilityai/stable-cascade": 20},
+                         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), drawn=512, sampling=dict(steps=50, guidance=7.5, batch_size=8), steps={"SimianLuo/LCM_Dreamshaper_v7": 4, "stabilityai/stable-cascade": 20},
                          shadow_images=300, validation_images=500, pool=1000, suspect_images=500, architectures=("resnet-50", "resnet-101", "vit-s", "vit-b"), batch_sizes=(64, 128), weight_decays=(.05, .01), shadow_architectures=("resnet-18", "vit-s"), training=dict(epochs=100, batch_size=128), mixed_precision="fp16"),
 }
 
@@ -77,7 +77,7 @@ def origin_scale(name:str, # a key of `ORIGIN_SCALES`
         if len(getattr(scale, knob)) < least or len(set(getattr(scale, knob))) < len(getattr(scale, knob)): raise ValueError(f"{knob} = {list(getattr(scale, knob))}: give at least {least}, each once")
     for knob, maker, managed in (("sampling", generate, ("size", "mixed_precision")), ("training", train_classifier, ("device", "lr", "loss", "seed"))):
         check_settings(knob, getattr(scale, knob), maker, managed)
-    if set(scale.wordings) != set(WORDINGS): raise ValueError(f"wordings is for {', '.join(scale.wordings) or 'nothing'}: give some for each of {', '.join(WORDINGS)}")
+    if scale.wordings and set(scale.wordings) != set(WORDINGS): raise ValueError(f"wordings is for {', '.join(scale.wordings)}: give some for each of {', '.join(WORDINGS)}")
     for use, texts in scale.wordings.items():
         if not isinstance(texts, (list, tuple)) or not texts or any(not isinstance(t, str) or "{name}" not in t or set("{}") & set(t.replace("{name}", "")) for t in texts): raise ValueError(f"wordings: {use} = {texts!r}: give a list of texts with {{name}} where the class goes, as in {list(WORDINGS[use])[:1]}")
     for g in scale.generators: model_path(g)
@@ -117,7 +117,7 @@ class OriginRecipes:
         few = next((s.steps[k] for k in (origin, self.generators[origin]) if k in s.steps), None)
         sampling = {**s.sampling, **({} if few is None else {"steps": few}), **({"guidance": list(GUIDANCES)} if use == "guidance" else {}), "size": s.drawn or s.size, "mixed_precision": s.mixed_precision}
         seen = {"size": s.size} if s.drawn else {}
-        return {"kind": "labelled", **seen, "model": self.bases[origin], "wordings": list(s.wordings[use]), "classes": list(s.classes), "n": n, "role": ["labelled", f"shadow {use}" if owner else use, origin], "sampling": sampling, "threads": s.threads}
+        return {"kind": "labelled", **seen, "model": self.bases[origin], "wordings": list((s.wordings or (MINI_WORDINGS if self.generators[origin] in SHIPPED else WORDINGS))[use]), "classes": list(s.classes), "n": n, "role": ["labelled", f"shadow {use}" if owner else use, origin], "sampling": sampling, "threads": s.threads}
 
     def portion(self, parts, *role): # parts: (pictures, how many of each class)
         "A random part of each class, from one origin or several."

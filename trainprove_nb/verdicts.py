@@ -9,6 +9,7 @@ __all__ = ['KINDS', 'Tried', 'few_ways', 'neighbours', 'tried', 'stages', 'made'
 
 # %% ../nbs/14c_verdicts.ipynb #5c3f59cd
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -112,14 +113,13 @@ def paper_verdicts(lab:Lab, recipes:OriginRecipes, suspects:list, # of `Tried`
     rows = []
     for a in architectures or recipes.scale.shadow_architectures[:1]:
         shadow = {o: answers(lab, recipes, recipes.shadow(o, a, recipes.scale.efforts[0]))[o] for o in recipes.generators}   # on the prompts "a {class}"
+        of_shadow = {(o, size, v): batch_values(v, *shadow[o], size) for o, size, v in product(recipes.generators, batch_sizes, variants)}
         for k, t in enumerate(suspects):
             said = answers(lab, recipes, t.model)
-            for o in recipes.generators:
-                for size in batch_sizes:
-                    for v in variants:
-                        try: verdict = grubbs_verdict(batch_values(v, *shadow[o], size), batch_values(v, *said[o], size), alpha, SIDES[v])
-                        except Void: verdict = None
-                        rows.append(dict(suspect=k, owner=o, variant=v, batch_size=size, shadow=a, score=-verdict.G if verdict else np.nan, accused=bool(verdict and verdict.illegal)))
+            for (o, size, v), values in of_shadow.items():
+                try: verdict = grubbs_verdict(values, batch_values(v, *said[o], size), alpha, SIDES[v])
+                except Void: verdict = None
+                rows.append(dict(suspect=k, owner=o, variant=v, batch_size=size, shadow=a, score=-verdict.G if verdict else np.nan, accused=bool(verdict and verdict.illegal)))
     return pd.DataFrame(rows)
 
 # %% ../nbs/14c_verdicts.ipynb #95bbfed6
