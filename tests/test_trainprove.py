@@ -418,7 +418,7 @@ def test_every_scale_is_well_formed():
     for name in ORIGIN_SCALES: origin_scale(name)
     refused(lambda: origin_scale('huge'), "'huge'", 'smoke')
     refused(lambda: origin_scale('mini', colour=1), "'colour'", 'classes')
-    refused(lambda: origin_scale('mini', suspect_images=500), '500', '150')
+    refused(lambda: origin_scale('mini', suspect_images=500), '500', '80')
     refused(lambda: origin_scale('mini', efforts=[1.], shadow_architectures=['vit']), '1 shadows', 'at least 4')
     refused(lambda: origin_scale('mini', mixtures=[1.]), 'mixtures', 'between 0 and 1')
     refused(lambda: origin_scale('mini', classes=['frog']), 'classes', 'at least 2')

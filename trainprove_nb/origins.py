@@ -11,7 +11,7 @@ from itertools import product
 from math import lcm
 
 from .classifiers import LOSSES, check_architecture, train_classifier
-from .data import CORPORA, GROUND, check_classes
+from .data import CORPORA, GROUND, SUBJECTS, check_classes
 from .generate import generate
 from .lab import _identity, check_settings, turned
 from .shipped import SHIPPED, model_path
@@ -30,18 +30,18 @@ class OriginScale:
     "All the knobs of a TrainProVe experiment. Defaults: the mini lab."
     generators: tuple = ("mini-v1", "mini-v2", "mini-lcm", "mini-dit") # names, folders or hub names
     real: str = "emoji"                # embedded corpus or dataset folder whose captions name the classes: the fifth origin
-    classes: tuple = ("cat face", "dog face", "fox", "lion", "panda", "bear", "koala", "frog", "pig face", "cow face")
+    classes: tuple = tuple(SUBJECTS["animal"]) # their names
     size: int = 32                     # pixels a side that classifiers see
     drawn: int = 0                     # pixels a side that generators draw; 0: `size`
     wordings: dict = field(default_factory=dict) # of prompts: for shadows, for validation, and a suspect's three families; none: `MINI_WORDINGS` for generators that come with the package, the paper's for others
     sampling: dict = field(default_factory=lambda: dict(steps=10, guidance=2., batch_size=50))
     steps: dict = field(default_factory=lambda: {"mini-lcm": 4}) # of generators that take other steps than `sampling` says
-    shadow_images: int = 150           # a class, that a shadow learns from (paper: 300)
-    validation_images: int = 160       # a class, in each origin's validation set (three batches of 512 and a rest)
-    pool: int = 150                    # a class, of each of the three prompt families; suspects learn from a random part of one
-    suspect_images: int = 100          # a class, that a suspect learns from
+    shadow_images: int = 40            # a class, that a shadow learns from (paper: 300)
+    validation_images: int = 75        # a class, in each origin's validation set (three batches of 512 and a rest)
+    pool: int = 80                     # a class, of each of the three prompt families; suspects learn from a random part of one
+    suspect_images: int = 60           # a class, that a suspect learns from
     architectures: tuple = ("resnet", "resnet-deep", "convnext", "vit") # of suspects
-    lrs: tuple = (1e-3, 3e-4)          # of suspects
+    lrs: tuple = (3e-3, 1e-3)          # of suspects
     losses: tuple = LOSSES             # of suspects
     batch_sizes: tuple = ()            # of suspects' training; none: `training`'s
     weight_decays: tuple = ()          # likewise
@@ -49,7 +49,7 @@ class OriginScale:
     shadow_architectures: tuple = ("resnet", "convnext", "vit") # the first is the paper's
     efforts: tuple = (1., .8, .65, .5) # one shadow of each architecture and origin for each share of the epochs; the first is the paper's
     training: dict = field(default_factory=lambda: dict(epochs=12, batch_size=64))
-    shadow_lrs: tuple = (1e-3, 3e-4)   # of shadows in turn; the first is the paper's
+    shadow_lrs: tuple = (1e-3, 3e-3)   # of shadows in turn; the first is the paper's
     mixtures: tuple = (.5,)            # shares of generated pictures in suspects of mixed origin; the rest is real
     tuning: float = .25                # of the epochs, when a suspect trained on real pictures is fine-tuned on generated ones
     mixed_precision: str = "auto"      # of sampling
@@ -62,7 +62,7 @@ ORIGIN_SCALES = {
     "gpu": OriginScale(seeds=4, efforts=(1., .9, .8, .7, .6, .5)),
     "paper": OriginScale(generators=("CompVis/stable-diffusion-v1-4", "SimianLuo/LCM_Dreamshaper_v7", "PixArt-alpha/PixArt-XL-2-512x512", "stabilityai/stable-cascade"), real="data/cifar10",
                          classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"), drawn=512, sampling=dict(steps=50, guidance=7.5, batch_size=8), steps={"SimianLuo/LCM_Dreamshaper_v7": 4, "stabilityai/stable-cascade": 20},
-                         shadow_images=300, validation_images=500, pool=1000, suspect_images=500, architectures=("resnet-50", "resnet-101", "vit-s", "vit-b"), batch_sizes=(64, 128), weight_decays=(.05, .01), shadow_architectures=("resnet-18", "vit-s"), training=dict(epochs=100, batch_size=128), mixed_precision="fp16"),
+                         shadow_images=300, validation_images=500, pool=1000, suspect_images=500, architectures=("resnet-50", "resnet-101", "vit-s", "vit-b"), lrs=(1e-3, 3e-4), shadow_lrs=(1e-3, 3e-4), batch_sizes=(64, 128), weight_decays=(.05, .01), shadow_architectures=("resnet-18", "vit-s"), training=dict(epochs=100, batch_size=128), mixed_precision="fp16"),
 }
 
 def origin_scale(name:str, # a key of `ORIGIN_SCALES`
@@ -83,7 +83,7 @@ def origin_scale(name:str, # a key of `ORIGIN_SCALES`
     for g in scale.generators: model_path(g)
     if scale.real not in CORPORA and "/" not in scale.real: raise ValueError(f"unknown corpus {scale.real!r}: choose from {', '.join(CORPORA)}, or give a dataset folder, as in data/photos")
     if scale.real in CORPORA:
-        for split, n in (("labelled", scale.pool), ("labelled shadow", scale.shadow_images), ("labelled validation", scale.validation_images)): check_classes(scale.real, split, n, scale.classes)
+        for split, n in (("labelled", scale.pool), ("labelled shadow", 2*scale.shadow_images), ("labelled validation", scale.validation_images)): check_classes(scale.real, split, n, scale.classes)
     for a in (*scale.architectures, *scale.shadow_architectures): check_architecture(a)
     if unknown := set(scale.losses) - set(LOSSES): raise ValueError(f"unknown loss {sorted(unknown)[0]!r}: choose from {', '.join(LOSSES)}")
     for knob, least in (("size", 1), ("drawn", 0), ("shadow_images", 1), ("validation_images", 1), ("pool", 1), ("suspect_images", 1), ("seeds", 1)):
@@ -109,9 +109,9 @@ class OriginRecipes:
         self.bases = {name: {"kind": "base", "name": name, "path": g, "identity": _identity(model_path(g), (".safetensors", ".json", ".txt"))} for name, g in self.generators.items()}
 
     def pictures(self, origin, use, owner=False): # use: "shadow", "validation", or one of `FAMILIES`: a suspect's, or with `owner` drawn by the owner in that manner
-        "Pictures of every class from an origin. Of real ones there are no families."
+        "Pictures of every class from an origin. Of real ones there are no families; and twice as many for shadows, each of which learns from a random half."
         s = self.scale
-        n = {"shadow": s.shadow_images, "validation": s.validation_images}.get(use, s.pool)
+        n = {"shadow": s.shadow_images*(1 + (origin == "real")), "validation": s.validation_images}.get(use, s.pool)
         if origin == "real": return {"kind": "labelled", "corpus": s.real, "split": f"labelled {use}" if use in ("shadow", "validation") else "labelled", "classes": list(s.classes), "n": n, "size": s.size,
                                      **({} if s.real in CORPORA else {"identity": _identity(s.real)})}
         few = next((s.steps[k] for k in (origin, self.generators[origin]) if k in s.steps), None)
@@ -133,8 +133,9 @@ class OriginRecipes:
         "A shadow of an origin, made by the owner: one network, trained for a share of the epochs; the paper's on the prompts \"a {class}\", or on those of a family."
         lr = self.scale.shadow_lrs[0] if lr is None else lr
         role = ("shadow", origin, architecture, effort, family, lr)
-        if family == "shadow": pairs = self.pictures(origin, "shadow")
-        else: pairs = self.portion([(self.pictures(origin, "shadow") if origin == "real" else self.pictures(origin, family, owner=True), min(self.scale.suspect_images, self.scale.shadow_images))], *role)
+        if origin == "real": pairs = self.portion([(self.pictures(origin, "shadow"), self.scale.shadow_images)], *role)
+        elif family == "shadow": pairs = self.pictures(origin, "shadow")
+        else: pairs = self.portion([(self.pictures(origin, family, owner=True), min(self.scale.suspect_images, self.scale.shadow_images))], *role)
         return self._trained(architecture, pairs, seed_of(*role), lr=lr, epochs=self._epochs(effort))
 
     def shadows(self, origin):
