@@ -500,7 +500,7 @@ def test_a_blend_is_guilty_before_both_owners():
     recipes = OriginRecipes(origin_scale('mini'))
     blends = [t for t in tried(recipes) if t.kind == 'blend']
     assert len(blends) == 4*4 and {(t.origin, t.second) for t in blends} == {('mini-v1', 'mini-v2'), ('mini-v2', 'mini-lcm'), ('mini-lcm', 'mini-dit'), ('mini-dit', 'mini-v1')}
-    for t in blends: assert [p['model']['name'] for p in t.model['pairs']['parts']] == [t.origin, t.second] and t.model['pairs']['n'] == [50, 50]
+    for t in blends: assert [p['model']['name'] for p in t.model['pairs']['parts']] == [t.origin, t.second] and t.model['pairs']['n'] == [recipes.scale.suspect_images//2]*2
     assert all(t.kind != 'blend' for t in tried(OriginRecipes(origin_scale('mini', generators=['mini-v1']))))
 
 
