@@ -158,6 +158,7 @@ class FolderClassifier:
             out.append(self.net(x.to(self.net.device)).logits.float().cpu().numpy()[:, self.order])
         return np.concatenate(out)
 
+# %% ../nbs/04b_classifiers.ipynb #c37e98a4
 class HTTPClassifier:
     "A web service: POST {image: base64 PNG} as JSON; the reply is {label: name} or {scores: {name: number}}. Good answers are kept in the file `keep`, under a digest of service, classes and picture, so that nothing is asked twice; a question is tried `tries` times, with a growing pause."
     def __init__(self, url:str, classes:list, keep:str|None=None, # a file of JSON lines
@@ -195,6 +196,7 @@ class HTTPClassifier:
             except (ValueError, KeyError, TypeError): pass
         return known
 
+# %% ../nbs/04b_classifiers.ipynb #d7789668
 class CSVClassifier:
     "Answers collected beforehand, one row a picture in their order: a column `label` with names, or one column of scores for each class."
     def __init__(self, path:str, classes:list):

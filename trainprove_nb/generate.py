@@ -84,6 +84,7 @@ class FolderSuspect:
             except Exception as e: raise ValueError(f"{file} cannot be decoded as an image ({type(e).__name__}): replace it") from None
         return pixels(images)
 
+# %% ../nbs/02_generate.ipynb #b4826c4e
 def post(url:str, # of a web service
          question:dict, # sent as JSON
          read:Callable, # what to make of the reply, from `requests`; it may raise

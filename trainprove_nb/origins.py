@@ -65,6 +65,7 @@ ORIGIN_SCALES = {
                          shadow_images=300, validation_images=500, pool=1000, suspect_images=500, architectures=("resnet-50", "resnet-101", "vit-s", "vit-b"), lrs=(1e-3, 3e-4), shadow_lrs=(1e-3, 3e-4), batch_sizes=(64, 128), weight_decays=(.05, .01), shadow_architectures=("resnet-18", "vit-s"), training=dict(epochs=100, batch_size=128), mixed_precision="fp16"),
 }
 
+# %% ../nbs/13b_origins.ipynb #21dc0303
 def origin_scale(name:str, # a key of `ORIGIN_SCALES`
                  knobs:dict={}, # fields of `OriginScale` to change
                  **more # the same by name; None leaves one as it is
