@@ -4,6 +4,7 @@ import hashlib, json, os, signal, subprocess, sys, time
 import pandas as pd
 import psutil
 import pytest
+import torch
 
 SETTINGS = ['sources=[mini-v1-avatars]', 'knobs={source_training: {steps: 8, batch_size: 4, lr: 0.001, save_every: 1}}']
 MOMENTS = [  # when a run is killed: so many more files of this kind are there; with so many workers
@@ -11,6 +12,8 @@ MOMENTS = [  # when a run is killed: so many more files of this kind are there; 
     ('scratch/*/run.pt', 1, 1),         # in the source's training, after a checkpoint
     ('scratch/*.*/unet/*', 1, 1),       # while a model is being written
     ('model/*/manifest.json', 4, 2)]  # late: several suspects are there, two others are at work
+
+TELL_TIME = ['.ipynb', '.html', 'run.json']  # files that say when they were made
 
 
 def start(lab, out, *settings, jobs=1):
@@ -38,7 +41,7 @@ def broken(folder):
 
 def digests(folder, leave_out=()):
     "Each file's digest."
-    files = (p for p in folder.rglob('*') if p.is_file() and p.relative_to(folder).parts[0] not in leave_out and p.suffix not in leave_out)
+    files = (p for p in folder.rglob('*') if p.is_file() and not {p.relative_to(folder).parts[0], p.name, p.suffix} & set(leave_out))
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
@@ -104,10 +107,18 @@ def test_killed_runs_end_with_the_same_artifacts(runs):
 
 def test_killed_runs_end_with_the_same_figure(runs):
     straight, killed, _ = runs
-    expected = digests(straight/'out', ['.ipynb', '.html'])  # these tell when they were made
+    expected = digests(straight/'out', TELL_TIME)
     drawn = [f'{name}.{ending}' for name in ('fig6', 'fig6_calibrated') for ending in ('png', 'svg')]
     assert sorted(expected) == sorted(f'smoke/fig6/{name}' for name in [*drawn, 'fig6.csv', 'fig6.json'])
-    assert digests(killed/'out', ['.ipynb', '.html']) == expected
+    assert digests(killed/'out', TELL_TIME) == expected
+
+
+def test_a_figure_says_what_it_was_drawn_with(runs):
+    straight, killed, _ = runs
+    told = [json.loads((root/'out/smoke/fig6/run.json').read_text()) for root in (straight, killed)]
+    assert [t['parameters']['scale'] for t in told] == ['smoke', 'smoke'] and all(t['seconds'] > 1 for t in told)
+    assert told[0]['versions'] == told[1]['versions'] and told[0]['versions']['torch'] == torch.__version__
+    assert set(told[0]['parameters']) == {'scale', 'jobs', 'sources', 'knobs'}   # no folder of this machine
 
 
 def test_nothing_of_killed_runs_is_left(runs):
