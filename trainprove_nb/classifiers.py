@@ -60,7 +60,7 @@ def _adapted(net):
 # %% ../nbs/04b_classifiers.ipynb #fd4211a0
 LOSSES = ("ce", "focal")
 
-def _tensor(images): return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()/127.5 - 1
+def _tensor(images): return torch.tensor(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()/127.5 - 1
 
 def _shifted(x, most, g):
     "Each picture moved by up to `most` pixels in each direction, its border repeated."
