@@ -31,16 +31,16 @@ def experiments() -> dict: # name -> path
     found = sorted(experiments_folder().glob("*.ipynb"), key=lambda p: (p.stem == "claims", order.index(p.stem) if p.stem in order else len(order), p.stem))
     return {p.stem: p for p in found if any("parameters" in c.metadata.get("tags", []) for c in nbformat.read(p, 4).cells)}
 
-# %% ../nbs/16_cli.ipynb #a1de125a
+# %% ../nbs/16_cli.ipynb #54e7107c
 def provenance(parameters:dict, # name -> value
                seconds:float # wall-clock time of the run; short when finished work was reused
-              ) -> dict: # "parameters" (folders left out), "ended" (UTC), "seconds", "device", "commit" (None outside a git checkout), "versions"
+              ) -> dict: # "parameters" (absolute paths left out: they say nothing to others), "ended" (UTC), "seconds", "device", "commit" (None outside a git checkout), "versions"
     "What an experiment was run with, on which machine, by which code."
     import torch   # not above: the page of help would wait for it
     def git(*args): return subprocess.run(["git", "-C", str(experiments_folder()), *args], capture_output=True, text=True).stdout.strip()
     try: commit = (git("rev-parse", "HEAD") + (", changed since" if git("status", "--porcelain", "--", ":/trainprove_nb", ":/nbs") else "")) or None
     except OSError: commit = None   # no git on this machine
-    return {"parameters": {k: v for k, v in parameters.items() if k not in ("lab", "out")}, "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
+    return {"parameters": {k: v for k, v in parameters.items() if not (isinstance(v, str) and os.path.isabs(v))}, "ended": datetime.now(timezone.utc).isoformat(timespec="seconds"), "seconds": round(seconds, 1),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{platform.machine()} processor, {os.cpu_count()} cores",
             "commit": commit, "versions": {"python": platform.python_version(), **{name: version(name) for name in ("trainprove_nb", "torch", "diffusers", "transformers", "accelerate", "datasets", "scikit-learn", "numpy")}}}
 
