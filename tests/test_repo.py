@@ -115,6 +115,16 @@ def test_docs_pages_build(copy, tmp_path):
         assert linked == [], path
 
 
+def test_claims_page_is_what_the_shipped_results_say(tmp_path):
+    results = NBS/'experiments'/'results'
+    done = run('-m', 'papermill', 'nbs/experiments/claims.ipynb', str(tmp_path/'claims.ipynb'), '-p', 'results', str(results), '-p', 'out', str(tmp_path/'claims'))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path/'claims/claims.csv').read_bytes() == (results/'claims/claims.csv').read_bytes()
+    shown, drawn = ([o['data']['text/html'] for c in json.loads(path.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', []) if 'text/html' in o.get('data', {})]
+                    for path in (NBS/'experiments/claims.ipynb', tmp_path/'claims.ipynb'))
+    assert len(shown) == 1 and ''.join(shown[0]) == ''.join(drawn[0]), 'python tools/ship.py figures/mini claims'
+
+
 def test_no_machine_paths():
     if not (ROOT/'.git').exists(): pytest.skip('not a git checkout')
     listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=ROOT, capture_output=True, check=True).stdout
