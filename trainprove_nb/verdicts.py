@@ -16,6 +16,7 @@ import pandas as pd
 from scipy import stats
 from scipy.special import logit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -169,13 +170,13 @@ def attribution_verdicts(lab:Lab, recipes:OriginRecipes, suspects:list # of `Tri
     "A linear model on confusion matrices, trained on the shadows of all origins."
     def confusion(said, o):
         x, y = said[o]
-        return np.array([np.bincount(x.argmax(1)[y == c], minlength=x.shape[1])/(y == c).sum() for c in range(x.shape[1])]).ravel()
+        return confusion_matrix(y, x.argmax(1), labels=range(x.shape[1]), normalize="true").ravel()
     known = [(o, answers(lab, recipes, s)) for o in recipes.origins for s in recipes.shadows(o)]
     asked, rows = [answers(lab, recipes, t.model) for t in suspects], []
     for owner in recipes.generators:
         net = make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=1000)).fit([confusion(s, owner) for _, s in known], [o for o, _ in known])
-        p = net.predict_proba([confusion(s, owner) for s in asked])[:, list(net.classes_).index(owner)]
-        likeliest = net.predict([confusion(s, owner) for s in asked])
+        p = net.predict_proba([confusion(s, owner) for s in asked])
+        p, likeliest = p[:, list(net.classes_).index(owner)], net.classes_[p.argmax(1)]
         rows += [dict(suspect=k, owner=owner, score=p[k], accused=likeliest[k] == owner) for k in range(len(suspects))]
     return pd.DataFrame(rows)
 
