@@ -125,6 +125,27 @@ def test_claims_page_is_what_the_shipped_results_say(tmp_path):
     assert len(shown) == 1 and ''.join(shown[0]) == ''.join(drawn[0]), 'python tools/ship.py figures/mini claims'
 
 
+def test_outputs_are_shipped_unless_they_are_of_other_code(copy, tmp_path):
+    notebook, drawn = copy/'nbs/experiments/claims.ipynb', tmp_path/'drawn/claims'
+    drawn.mkdir(parents=True)
+    for name in ('claims.json', 'run.json'): (drawn/name).write_text('{"new": 1}')
+    before, nb = notebook.read_bytes(), json.loads(notebook.read_text(encoding='utf-8'))
+    last = [c for c in nb['cells'] if c['cell_type'] == 'code'][-1]
+    progress = {'output_type': 'stream', 'name': 'stderr', 'text': ['100%']}
+    last['outputs'] = [progress, {'output_type': 'execute_result', 'execution_count': 7, 'metadata': {}, 'data': {'text/plain': ['a new verdict']}}]
+    source, last['source'] = last['source'], ['1 + 1']
+    (drawn/'claims.ipynb').write_text(json.dumps(nb))
+    done = run('tools/ship.py', str(tmp_path/'drawn'), 'claims', cwd=copy)
+    assert done.returncode == 1 and 'ran other code' in done.stderr and last['id'] in done.stderr and notebook.read_bytes() == before
+    last['source'] = source
+    (drawn/'claims.ipynb').write_text(json.dumps(nb))
+    done = run('tools/ship.py', str(tmp_path/'drawn'), 'claims', cwd=copy)
+    assert done.returncode == 0, done.stderr
+    outputs = [c for c in json.loads(notebook.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code'][-1]['outputs']
+    assert [o['data']['text/plain'] for o in outputs] == [['a new verdict']] and outputs[0]['execution_count'] is None   # cleaned, and no progress bar
+    assert (copy/'nbs/experiments/results/claims/claims.json').read_text() == '{"new": 1}'
+
+
 def test_no_machine_paths():
     if not (ROOT/'.git').exists(): pytest.skip('not a git checkout')
     listed = subprocess.run(['git', 'ls-files', '-coz', '--exclude-standard'], cwd=ROOT, capture_output=True, check=True).stdout
