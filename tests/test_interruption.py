@@ -6,6 +6,8 @@ import psutil
 import pytest
 import torch
 
+from conftest import ROOT
+
 SETTINGS = ['sources=[mini-v1-avatars]', 'knobs={source_training: {steps: 8, batch_size: 4, lr: 0.001, save_every: 1}}']
 MOMENTS = [  # when a run is killed: so many more files of this kind are there; with so many workers
     ('pairs/*/manifest.json', 2, 1),    # early: two sets of pairs
@@ -118,6 +120,8 @@ def test_a_figure_says_what_it_was_drawn_with(runs):
     told = [json.loads((root/'out/smoke/fig6/run.json').read_text()) for root in (straight, killed)]
     assert [t['parameters']['scale'] for t in told] == ['smoke', 'smoke'] and all(t['seconds'] > 1 for t in told)
     assert told[0]['versions'] == told[1]['versions'] and told[0]['versions']['torch'] == torch.__version__
+    head = subprocess.run(['git', 'rev-parse', 'HEAD'], cwd=ROOT, capture_output=True, text=True).stdout.strip() if (ROOT/'.git').exists() else 'None'
+    assert str(told[0]['commit']).startswith(head)
     assert set(told[0]['parameters']) == {'scale', 'jobs', 'sources', 'knobs'}   # no folder of this machine
 
 

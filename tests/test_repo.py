@@ -2,6 +2,7 @@
 import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -119,10 +120,12 @@ def test_claims_page_is_what_the_shipped_results_say(tmp_path):
     results = NBS/'experiments'/'results'
     done = run('-m', 'papermill', 'nbs/experiments/claims.ipynb', str(tmp_path/'claims.ipynb'), '-p', 'results', str(results), '-p', 'out', str(tmp_path/'claims'))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path/'claims/claims.csv').read_bytes() == (results/'claims/claims.csv').read_bytes()
-    shown, drawn = ([o['data']['text/html'] for c in json.loads(path.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', []) if 'text/html' in o.get('data', {})]
-                    for path in (NBS/'experiments/claims.ipynb', tmp_path/'claims.ipynb'))
-    assert len(shown) == 1 and ''.join(shown[0]) == ''.join(drawn[0]), 'python tools/ship.py figures/mini claims'
+    pd.testing.assert_frame_equal(*(pd.read_csv(folder/'claims.csv') for folder in (tmp_path/'claims', results/'claims')))   # up to rounding: processors differ in the last digit
+    (shown,), (drawn,) = ([''.join(o['data']['text/html']) for c in json.loads(path.read_text(encoding='utf-8'))['cells'] for o in c.get('outputs', []) if 'text/html' in o.get('data', {})]
+                          for path in (NBS/'experiments/claims.ipynb', tmp_path/'claims.ipynb'))
+    number = re.compile(r'-?\d*\.\d+')
+    assert number.sub('#', shown) == number.sub('#', drawn), 'python tools/ship.py figures/mini claims'
+    assert [float(x) for x in number.findall(shown)] == pytest.approx([float(x) for x in number.findall(drawn)], abs=.011)
 
 
 def test_outputs_are_shipped_unless_they_are_of_other_code(copy, tmp_path):
