@@ -12,9 +12,10 @@ define HELP
 trainprove_nb: was a generative model trained on another model's images?
 
   make figures    run the experiment notebooks and draw their figures
-  make test       run the tests, JOBS files at a time
+  make test       check the code with ruff, then run the tests, JOBS files at a time
+  make lint       check the code with ruff
   make docs       build the documentation pages in _docs/ (no Quarto needed)
-  make readme     write README.md from nbs/index.ipynb
+  make readme     run nbs/index.ipynb on the shipped results, and write README.md from it
   make clean      delete built pages and caches; .venv, models and figures stay
   make help       this text
 
@@ -32,7 +33,7 @@ A run that was stopped goes on where it was: give the same command again.
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help venv figures test docs readme clean
+.PHONY: help venv figures lint test docs readme clean
 
 help:
 	$(info $(HELP))@:
@@ -42,14 +43,18 @@ venv: .venv/installed
 .venv/installed: settings.ini setup.py constraints.txt
 	@echo 'Installing into .venv, which takes some minutes the first time'
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt
+	.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt
 	@touch $@
 
 figures: venv
 	.venv/bin/trainprove figures '$(FIGURE)' --scale '$(SCALE)' --jobs '$(JOBS)' \
 	  $(if $(OUT),--out '$(OUT)') $(if $(LAB),--lab '$(LAB)')
 
-test: venv
+lint: venv
+	@.venv/bin/ruff check --quiet
+	@.venv/bin/ruff format --quiet --check
+
+test: lint
 	.venv/bin/python -m pytest tests -n '$(JOBS)' --dist loadgroup
 
 docs: venv
