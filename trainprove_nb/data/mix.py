@@ -28,19 +28,20 @@ def mix(
     n: int = 500,  # pairs in all (section 3.1: 500)
     seed: int = 0,  # of the draw and of the order
 ) -> Dataset:  # n pairs, round(rho·n) of them generated
-    "Draw without replacement from both and shuffle. Raises ValueError when rho is out of range or a part has too few pairs."
+    """Draw without replacement from both and shuffle.
+
+    Raises ValueError when rho is out of range or a part has too few pairs."""
     k = round(check_rho(rho) * n)
     if n < 1:
         raise ValueError(f"n = {n} pairs: at least 1 is needed")
-    for part, need, name in ((generated, k, "generated"), (real, n - k, "real")):
-        if need and need > len(part):
+    wanted = [("generated", generated, k), ("real", real, n - k)]
+    wanted = [part for part in wanted if part[2]]  # what nothing is wanted of need not be there
+    for name, part, need in wanted:
+        if need > len(part):
             raise ValueError(
-                f"rho = {rho} of {n} pairs needs {need} {name} pairs, but only {len(part)} are there: give more, or ask for fewer"
+                f"rho = {rho} of {n} pairs needs {need} {name} pairs, but only {len(part)} are there: "
+                "give more, or ask for fewer"
             )
     rng = np.random.default_rng(seed)
-    parts = [
-        part.select(rng.permutation(len(part))[:need])
-        for part, need in ((generated, k), (real, n - k))
-        if need
-    ]
+    parts = [part.select(rng.permutation(len(part))[:need]) for _, part, need in wanted]
     return concatenate_datasets(parts).select(rng.permutation(n))

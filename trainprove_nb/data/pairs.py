@@ -6,6 +6,8 @@
 __all__ = ['PAIRS', 'pairs', 'sheet', 'square', 'pixels']
 
 # %% ../../nbs/data/pairs.ipynb #b088c046
+import math
+
 import numpy as np
 from datasets import (
     Dataset,
@@ -33,30 +35,32 @@ def pairs(
     images = [Image.fromarray(i) if isinstance(i, np.ndarray) else i for i in images]
     return Dataset.from_dict({"image": images, "text": list(texts)}, features=PAIRS)
 
+# %% ../../nbs/data/pairs.ipynb #38a6d371
+def _as_image(
+    picture,  # PIL image, or array (height, width, 3): uint8, or floats in [0, 1]
+) -> Image.Image:
+    "The picture as a PIL image."
+    if isinstance(picture, Image.Image):
+        return picture
+    if picture.dtype != np.uint8:
+        picture = (picture * 255).round().astype(np.uint8)
+    return Image.fromarray(picture)
+
 # %% ../../nbs/data/pairs.ipynb #6c1725f7
 def sheet(
     images,  # PIL images, or array (n, height, width, 3): uint8, or floats in [0, 1]
     columns: int = 12,  # pictures in a row
     zoom: int = 2,  # whole-number magnification, nearest neighbour
 ) -> Image.Image:
-    "Pictures side by side on white."
-    images = [
-        i
-        if isinstance(i, Image.Image)
-        else Image.fromarray(i if i.dtype == np.uint8 else (i * 255).round().astype(np.uint8))
-        for i in images
-    ]
-    w, h = images[0].width * zoom, images[0].height * zoom
-    out = Image.new(
-        "RGB",
-        (min(columns, len(images)) * (w + 2) - 2, -(-len(images) // columns) * (h + 2) - 2),
-        "white",
-    )
-    for k, i in enumerate(images):
-        out.paste(
-            i.convert("RGB").resize((w, h), Image.NEAREST),
-            (k % columns * (w + 2), k // columns * (h + 2)),
-        )
+    "Pictures of one size side by side on white, two pixels apart."
+    pictures = [_as_image(i) for i in images]
+    width, height = (side * zoom for side in pictures[0].size)
+    across, down = min(columns, len(pictures)), math.ceil(len(pictures) / columns)
+    out = Image.new("RGB", (across * (width + 2) - 2, down * (height + 2) - 2), "white")
+    for k, picture in enumerate(pictures):
+        row, column = divmod(k, columns)
+        large = picture.convert("RGB").resize((width, height), Image.NEAREST)
+        out.paste(large, (column * (width + 2), row * (height + 2)))
     return out
 
 # %% ../../nbs/data/pairs.ipynb #e28f95ca
@@ -82,7 +86,6 @@ def pixels(
         images = images["image"][:]  # at once: one by one takes half as long again
     images = [np.asarray(i.convert("RGB")) for i in images]
     if len({i.shape for i in images}) > 1:
-        raise ValueError(
-            f"images of different sizes ({sorted({i.shape[:2] for i in images})}): read them with one size"
-        )
+        sizes = sorted({i.shape[:2] for i in images})
+        raise ValueError(f"images of different sizes ({sizes}): read them with one size")
     return np.stack(images)

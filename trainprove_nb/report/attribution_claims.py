@@ -139,7 +139,52 @@ def main_result_claims(
 BELOW = ["[0, 0.1)", "[0.1, 0.15)"]
 NEXT = "[0.15, 0.2)"
 
-# %% ../../nbs/report/attribution_claims.ipynb #be362d99
+# %% ../../nbs/report/attribution_claims.ipynb #9a3fb255
+def _table2_claim(claim: str, shares: pd.Series, note: str = "", why: str = "", **bar) -> Claim:
+    "A claim on the share of distances in a range: one number a source."
+    models = f"1 infringing and 1 innocent model a source, {len(shares)} sources"
+    return judge("Table 2", claim, mean_interval(shares), models=models, note=note, why=why, **bar)
+
+# %% ../../nbs/report/attribution_claims.ipynb #da26e394
+def _innocent_distances(rows: pd.DataFrame) -> list:
+    "How far the innocent models' answers are."
+    return [
+        _table2_claim(
+            "innocent: 73.9% of distances in [.15, .2)",
+            rows[NEXT],
+            "bar: most of them",
+            "how far innocent answers lie depends on how alike the pictures of a corpus are",
+            above=0.5,
+        ),
+        _table2_claim(
+            "innocent: 4.3% of distances below .15",
+            rows[BELOW].sum(axis=1),
+            "bar: one in ten; 4.3% cannot come from 30 keys",
+            "emoji scenes are near to each other, whoever draws them",
+            below=0.1,
+        ),
+    ]
+
+# %% ../../nbs/report/attribution_claims.ipynb #34717731
+def _infringing_distances(rows: pd.DataFrame) -> list:
+    "How near the infringing models' answers are."
+    return [
+        _table2_claim(
+            "infringing: about 20% of distances below .1",
+            rows[BELOW[0]],
+            "bar: half of that",
+            "after so short a training few answers are copies",
+            above=0.1,
+        ),
+        _table2_claim(
+            "infringing: over 40% of distances in [.1, .15)",
+            rows[BELOW[1]],
+            why="as for the row before",
+            above=0.4,
+        ),
+    ]
+
+# %% ../../nbs/report/attribution_claims.ipynb #f3d8438c
 def table2_claims(
     table2: pd.DataFrame,  # the table of Table 2: a column a range of distances
 ) -> list:  # of `Claim`; none for other ranges than the paper's
@@ -148,45 +193,9 @@ def table2_claims(
     if not {*BELOW, NEXT} <= set(one.columns):
         return []
     innocent, infringing = one[one.model == "disjoint data"], one[one.model.str.startswith("ρ")]
-    models = f"1 infringing and 1 innocent model a source, {one.source.nunique()} sources"
+    return [*_innocent_distances(innocent), *_infringing_distances(infringing)]
 
-    def row(claim, shares, note="", why="", **bar):
-        return judge(
-            "Table 2", claim, mean_interval(shares), models=models, note=note, why=why, **bar
-        )
-
-    alike = "how far innocent answers lie depends on how alike the pictures of a corpus are"
-    return [
-        row(
-            "innocent: 73.9% of distances in [.15, .2)",
-            innocent[NEXT],
-            "bar: most of them",
-            alike,
-            above=0.5,
-        ),
-        row(
-            "innocent: 4.3% of distances below .15",
-            innocent[BELOW].sum(axis=1),
-            "bar: one in ten; 4.3% cannot come from 30 keys",
-            "emoji scenes are near to each other, whoever draws them",
-            below=0.1,
-        ),
-        row(
-            "infringing: about 20% of distances below .1",
-            infringing[BELOW[0]],
-            "bar: half of that",
-            "after so short a training few answers are copies",
-            above=0.1,
-        ),
-        row(
-            "infringing: over 40% of distances in [.1, .15)",
-            infringing[BELOW[1]],
-            why="as for the row before",
-            above=0.4,
-        ),
-    ]
-
-# %% ../../nbs/report/attribution_claims.ipynb #035a1583
+# %% ../../nbs/report/attribution_claims.ipynb #cdb1be65
 def one_threshold_claims(
     fig6: pd.DataFrame,  # the table of Figure 6
 ) -> list:  # of `Claim`
@@ -214,14 +223,14 @@ def one_threshold_claims(
         )
     ]
 
-# %% ../../nbs/report/attribution_claims.ipynb #216075c7
+# %% ../../nbs/report/attribution_claims.ipynb #e1349283
 def _folded(found: Rate) -> Rate:
     "The interval of a size, from that of a difference."
     value, *ends = found
     least = 0.0 if min(ends) <= 0 <= max(ends) else min(map(abs, ends))
     return Rate(abs(value), least, max(map(abs, ends)))
 
-# %% ../../nbs/report/attribution_claims.ipynb #f788e26b
+# %% ../../nbs/report/attribution_claims.ipynb #a820ae83
 def figure7_claims(
     fig7: pd.DataFrame,  # the table of Figure 7
     suspects: int,  # a point
@@ -248,10 +257,10 @@ def figure7_claims(
         claims.append(row("conf at N = 50 about that at N = 30", found, note, below=0.05))
     return claims
 
-# %% ../../nbs/report/attribution_claims.ipynb #00e78753
+# %% ../../nbs/report/attribution_claims.ipynb #e39e7740
 TABLE1_BARS = {"accuracy": 0.85, "AUC": 0.8, "TPR@10%FPR": 0.7}
 
-# %% ../../nbs/report/attribution_claims.ipynb #c6146818
+# %% ../../nbs/report/attribution_claims.ipynb #aa22526f
 def _weakness(discriminator: str) -> str:
     "Why a discriminator may have failed: our reading."
     if discriminator == "images":
@@ -262,7 +271,7 @@ def _weakness(discriminator: str) -> str:
         "closeness or colour alone does not tell infringers from those who know the source's data"
     )
 
-# %% ../../nbs/report/attribution_claims.ipynb #f459966e
+# %% ../../nbs/report/attribution_claims.ipynb #21bf6e1a
 def _table1_claim(table1: tuple, discriminator: str, rate: str) -> Claim:
     "One rate of one discriminator, in the worst source."
     parameters, _, numbers = table1
@@ -280,7 +289,7 @@ def _table1_claim(table1: tuple, discriminator: str, rate: str) -> Claim:
         why=_weakness(discriminator),
     )
 
-# %% ../../nbs/report/attribution_claims.ipynb #b2e8040c
+# %% ../../nbs/report/attribution_claims.ipynb #8c196ca6
 def table1_claims(
     table1: tuple,  # parameters, tables, numbers of Table 1
 ) -> list:  # of `Claim`
@@ -288,10 +297,10 @@ def table1_claims(
     names = table1[0]["discriminators"]
     return [_table1_claim(table1, name, rate) for name in names for rate in TABLE1_BARS]
 
-# %% ../../nbs/report/attribution_claims.ipynb #90a0e625
+# %% ../../nbs/report/attribution_claims.ipynb #f4085ab7
 NOT_FROM_WHOM = "conf sees that a picture is remembered, not from whom"
 
-# %% ../../nbs/report/attribution_claims.ipynb #41bae4e4
+# %% ../../nbs/report/attribution_claims.ipynb #9eb48b2e
 def _traced(row: dict) -> Claim | None:
     "What one row of Figure 6's separation says: of conf the paper's claim, of the contrast ours."
     found = (row["auc"], row["low"], row["high"])
@@ -323,7 +332,7 @@ def _traced(row: dict) -> Claim | None:
         )
     return None
 
-# %% ../../nbs/report/attribution_claims.ipynb #cfe8d213
+# %% ../../nbs/report/attribution_claims.ipynb #b08856d9
 def tracing_claims(
     separation: list,  # rows of Figure 6's separation, dictionaries
 ) -> list:  # of `Claim`
@@ -331,7 +340,7 @@ def tracing_claims(
     claims = [_traced(row) for row in separation if row["strategy"] == "detection"]
     return [c for c in claims if c is not None]
 
-# %% ../../nbs/report/attribution_claims.ipynb #7b7e24b3
+# %% ../../nbs/report/attribution_claims.ipynb #c6e8ca58
 def _not_asserted(fig6: pd.DataFrame, kind: str, fpr: float) -> list:
     "How many answers of innocents of one kind lie within δ0: the paper's, and the calibrated one."
     rows = fig6[(fig6.strategy == "detection") & (fig6.kind == kind)]
@@ -363,7 +372,7 @@ def _not_asserted(fig6: pd.DataFrame, kind: str, fpr: float) -> list:
         ),
     ]
 
-# %% ../../nbs/report/attribution_claims.ipynb #1dc1c112
+# %% ../../nbs/report/attribution_claims.ipynb #b371d355
 def innocence_claims(
     fig6: pd.DataFrame,  # the table of Figure 6
     fpr: float,  # to which δ0 was calibrated
@@ -372,7 +381,7 @@ def innocence_claims(
     kinds = ("disjoint data", "other corpus", "same data")
     return [c for kind in kinds for c in _not_asserted(fig6, kind, fpr)]
 
-# %% ../../nbs/report/attribution_claims.ipynb #ba17171f
+# %% ../../nbs/report/attribution_claims.ipynb #809e3dd0
 def release_claims(
     accused: list,  # rows of the hard cases' accusations, dictionaries
 ) -> list:  # of `Claim`
@@ -396,7 +405,7 @@ def release_claims(
         )
     ]
 
-# %% ../../nbs/report/attribution_claims.ipynb #0ea2364d
+# %% ../../nbs/report/attribution_claims.ipynb #6126c5fd
 def attribution_claims(
     found: dict,  # name of an experiment -> its parameters, tables and numbers
 ) -> list:  # of `Claim`
