@@ -86,7 +86,8 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(
-        f"milliseconds a step, medians of {args.repeats} times {args.steps} steps; batch {BATCH}; target ratio {TARGET}\n"
+        f"milliseconds a step, medians of {args.repeats} times {args.steps} steps; "
+        f"batch {BATCH}; target ratio {TARGET}\n"
     )
     print(f"{'':<20}{'package':>9}{'bare':>9}{'ratio':>8}{'ratio of processor time':>26}")
     for name in MINI:
@@ -97,7 +98,7 @@ def main():
             times = [[seconds(way) for way in ways] for _ in range(args.repeats)]
             ours, bare = (
                 1000 * statistics.median(wall for wall, _ in way) / args.steps
-                for way in zip(*times)
+                for way in zip(*times, strict=True)
             )
             wall, processor = (
                 statistics.median(a[clock] / b[clock] for a, b in times) for clock in (0, 1)
