@@ -9,14 +9,13 @@ __all__ = ['release_test']
 import numpy as np
 from scipy import stats
 
-# %% ../../nbs/evidence/release.ipynb #0b646992
-def release_test(
-    to_released,  # (prompts,) mean distance of the suspect's answer to what was released for each prompt; or (models, prompts)
-    to_withheld,  # the same shape: mean distance to as many fresh pictures of the same prompt, never released
-    resamples: int = 9999,  # random swaps; up to 13 prompts are swapped in all ways
-    seed: int = 0,  # of the swaps
-) -> tuple:  # (advantage, p-value), of each model
-    "How much nearer the released pictures are, and how often chance alone does as much (scipy's permutation test of paired samples). Raises ValueError for lists of different lengths, distances that are not finite, or fewer than 5 prompts, with which no p-value below .05 exists."
+# %% ../../nbs/evidence/release.ipynb #7c7d12be
+def _advantage(withheld, released, axis):
+    "How much nearer the released pictures are, in the mean over the prompts."
+    return (withheld - released).mean(axis)
+
+# %% ../../nbs/evidence/release.ipynb #7143802e
+def _paired(to_released, to_withheld):
     a, b = np.asarray(to_released, dtype=float), np.asarray(to_withheld, dtype=float)
     if a.shape != b.shape:
         raise ValueError(
@@ -26,9 +25,24 @@ def release_test(
         raise ValueError("a distance is not a finite number: leave that prompt out of both")
     if a.shape[-1] < 5:
         raise ValueError(f"{a.shape[-1]} prompts: at least 5 are needed for a p-value below .05")
+    return a, b
+
+# %% ../../nbs/evidence/release.ipynb #0b646992
+def release_test(
+    to_released,  # (prompts,) or (models, prompts): distance of the answer to what was released for the prompt
+    to_withheld,  # the same shape: distance to as many fresh pictures of the same prompt, never released
+    resamples: int = 9999,  # random swaps; up to 13 prompts are swapped in all ways
+    seed: int = 0,  # of the swaps
+) -> tuple:  # (advantage, p-value), of each model
+    """How much nearer the released pictures are, and how often chance alone does as much.
+
+    scipy's permutation test of paired samples; with several pictures of a prompt, give their mean distance.
+    Raises ValueError for lists of different lengths, distances that are not finite, or fewer than 5 prompts,
+    with which no p-value below .05 exists."""
+    released, withheld = _paired(to_released, to_withheld)
     found = stats.permutation_test(
-        (b, a),
-        lambda x, y, axis: (x - y).mean(axis),
+        (withheld, released),
+        _advantage,
         axis=-1,
         vectorized=True,
         permutation_type="samples",
