@@ -16,18 +16,32 @@ BUNDLED = (*MINI, "mini-lcm", "mini-dit")  # all that come with the package
 
 # %% ../../nbs/models/bundled.ipynb #a5a453d7
 def model_path(
-    name: str,  # a shipped model ("mini-v1", "mini-v2"), a folder, or a hub name "owner/model"
+    name: str,  # a bundled model ("mini-v1", "mini-v2", ...), a folder, or a hub name "owner/model"
 ) -> str:  # what `from_pretrained` takes
-    "Where a model is. Raises ValueError when the name is none of the three, or the folder is not a diffusers pipeline."
+    """Where a model is.
+
+    Raises ValueError when the name is none of the three, or the folder is not a diffusers pipeline."""
     path = WEIGHTS / name if name in BUNDLED else Path(name)
     if path.is_dir():
-        if not (path / "model_index.json").exists():
-            raise ValueError(
-                f"{path} is not a diffusers model folder (no model_index.json): give a folder written by save_pretrained"
-            )
-        return str(path)
-    if len(Path(name).parts) == 2 and not name.startswith((".", "/", "~")):
+        return _pipeline_folder(path)
+    if _is_hub_name(name):
         return name
     raise ValueError(
-        f"unknown model {name!r}: choose from {', '.join(BUNDLED)}, or give a diffusers folder or a hub name owner/model"
+        f"unknown model {name!r}: choose from {', '.join(BUNDLED)}, "
+        "or give a diffusers folder or a hub name owner/model"
     )
+
+# %% ../../nbs/models/bundled.ipynb #e13be4cf
+def _pipeline_folder(path: Path) -> str:
+    "A folder of a diffusers pipeline, as a string. Raises ValueError when it is another folder."
+    if not (path / "model_index.json").exists():
+        raise ValueError(
+            f"{path} is not a diffusers model folder (no model_index.json): "
+            "give a folder written by save_pretrained"
+        )
+    return str(path)
+
+# %% ../../nbs/models/bundled.ipynb #2966a048
+def _is_hub_name(name: str) -> bool:
+    "Whether a name is of the form `owner/model`, and not the beginning of a path."
+    return len(Path(name).parts) == 2 and not name.startswith((".", "/", "~"))

@@ -7,16 +7,14 @@ __all__ = ['MINI_RECIPES', 'NOISE', 'PatchVAE', 'Point', 'fit_patch_vae', 'fit_t
 
 # %% ../../nbs/models/mini.ipynb #a42c2ff9
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import (
+    DiffusionPipeline,
     DPMSolverMultistepScheduler,
     ModelMixin,
-    PixArtAlphaPipeline,
     PixArtTransformer2DModel,
-    StableDiffusionPipeline,
     UNet2DConditionModel,
 )
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -31,16 +29,16 @@ from transformers import (
     T5EncoderModel,
 )
 
-from .pipelines import load_model, save_model
-
-# %% ../../nbs/models/mini.ipynb #b6fc2599
-#| export
+from .pipelines import quiet
 
 # %% ../../nbs/models/mini.ipynb #f455b45c
 class PatchVAE(ModelMixin, ConfigMixin):
     """A linear autoencoder of `patch`×`patch` pixel patches, with diffusers' `encode`/`decode` interface.
 
-    Images (n, 3, H, W) in [-1, 1]; latents (n, latent_channels, H/patch, W/patch), unit variance over the fitting set."""
+    Images (n, 3, H, W) in [-1, 1]; latents (n, latent_channels, H/patch, W/patch), unit variance over the
+    fitting set."""
+
+    __module__ = "trainprove_nb.models"  # where a saved model says that this class is, see below
 
     @register_to_config
     def __init__(
@@ -81,6 +79,41 @@ class Point:
     def mode(self):
         return self.mean
 
+# %% ../../nbs/models/mini.ipynb #b581f4d8
+def _patches(
+    images: np.ndarray,  # uint8 (n, H, W, 3)
+    patch: int,  # pixels a side
+) -> (
+    np.ndarray
+):  # float32 (n · patches, 3 · patch²), in [-1, 1]; colours outermost, as in a convolution
+    "The patches of pictures, one a row."
+    n, height, width, _ = images.shape
+    x = images.astype(np.float32) / 127.5 - 1
+    x = x.reshape(n, height // patch, patch, width // patch, patch, 3)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(-1, 3 * patch**2)
+
+# %% ../../nbs/models/mini.ipynb #24db9bc0
+def _half_whitened(
+    rows: np.ndarray,  # (m, d), with mean 0
+    channels: int,  # components kept
+) -> tuple:  # directions (d, channels), scales (channels,)
+    "Principal components of the rows, and the factors that bring the latents to half-whitened, mean variance 1."
+    variance, basis = np.linalg.eigh(np.cov(rows.T))
+    # the largest first
+    variance, basis = variance[::-1][:channels], basis[:, ::-1][:, :channels]
+    scale = variance**-0.25
+    scale /= np.sqrt(np.mean(variance * scale**2))
+    return basis, scale
+
+# %% ../../nbs/models/mini.ipynb #1a748b0e
+def _filters(
+    matrix: np.ndarray,  # (channels, 3 · patch²)
+    patch: int,
+) -> torch.Tensor:  # float32 (channels, 3, patch, patch)
+    "A matrix over patches as the weights of a convolution."
+    flat = torch.tensor(np.ascontiguousarray(matrix), dtype=torch.float32)
+    return flat.reshape(-1, 3, patch, patch)
+
 # %% ../../nbs/models/mini.ipynb #cc12b11e
 def fit_patch_vae(
     images: np.ndarray,  # uint8 (n, H, W, 3)
@@ -88,38 +121,22 @@ def fit_patch_vae(
     channels: int = 32,  # principal components kept, at most 3·patch²
 ) -> PatchVAE:
     "Principal components of the patches, half-whitened, as a `PatchVAE`."
-    n, H, W, _ = images.shape
-    x = images.astype(np.float32) / 127.5 - 1
-    x = (
-        x.reshape(n, H // patch, patch, W // patch, patch, 3)
-        .transpose(0, 1, 3, 5, 2, 4)
-        .reshape(-1, 3 * patch**2)
-    )
+    x = _patches(images, patch)
     mean = x.mean(0)
-    variance, basis = np.linalg.eigh(np.cov((x - mean).T))
-    variance, basis = variance[::-1][:channels], basis[:, ::-1][:, :channels]
-    scale = variance**-0.25
-    scale /= np.sqrt(np.mean(variance * scale**2))
-    vae = PatchVAE(patch, channels, sample_size=H)
-    to = lambda a: torch.tensor(np.ascontiguousarray(a), dtype=torch.float32).reshape(
-        channels, 3, patch, patch
-    )
-    vae.encoder.weight.data, vae.encoder.bias.data = (
-        to((basis * scale).T),
-        torch.tensor(-(basis * scale).T @ mean, dtype=torch.float32),
-    )
-    vae.decoder.weight.data = to((basis / scale).T)
-    # The mean patch is put back by the bias of the decoder when it is the same for every pixel of a patch.
+    basis, scale = _half_whitened(x - mean, channels)
+
+    vae = PatchVAE(patch, channels, sample_size=images.shape[1])
+    encoding = (basis * scale).T
+    vae.encoder.weight.data = _filters(encoding, patch)
+    vae.encoder.bias.data = torch.tensor(-encoding @ mean, dtype=torch.float32)
+    vae.decoder.weight.data = _filters((basis / scale).T, patch)
+    # The mean patch is put back by the bias when it is the same for every pixel of a patch.
     vae.decoder.bias.data = torch.tensor(mean.reshape(3, -1).mean(1), dtype=torch.float32)
     return vae
 
-# %% ../../nbs/models/mini.ipynb #ae401721
-def fit_tokenizer(
-    captions: list,  # texts
-    size: int = 1400,  # entries at most
-    length: int = 24,  # tokens a prompt is padded or cut to
-) -> CLIPTokenizer:
-    "A CLIP tokenizer with a byte-level BPE vocabulary of these captions."
+# %% ../../nbs/models/mini.ipynb #6ff916a4
+def _empty_bpe() -> Tokenizer:
+    "CLIP's byte-level BPE before it has seen a text: lower case, cut into words, letters as bytes."
     bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
     bpe.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -131,22 +148,82 @@ def fit_tokenizer(
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
+    return bpe
+
+# %% ../../nbs/models/mini.ipynb #6bcd8332
+def _first_entries() -> list:
+    """What every vocabulary begins with: start, end, and all letters, inside a word and at its end.
+
+    Numbered here, because the trainer would number them in the order of a hash map, another one in each run."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    first = [
-        "<|startoftext|>",
-        "<|endoftext|>",
-        *letters,
-        *(letter + "</w>" for letter in letters),
-    ]  # numbered here, because the trainer would number them in the order of a hash map, another one in each run
-    bpe.train_from_iterator(
-        captions,
-        trainers.BpeTrainer(
-            vocab_size=size, special_tokens=first, end_of_word_suffix="</w>", show_progress=False
-        ),
+    return ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+
+# %% ../../nbs/models/mini.ipynb #ae401721
+def fit_tokenizer(
+    captions: list,  # texts
+    size: int = 1400,  # entries at most
+    length: int = 24,  # tokens a prompt is padded or cut to
+) -> CLIPTokenizer:
+    "A CLIP tokenizer with a byte-level BPE vocabulary of these captions."
+    bpe = _empty_bpe()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=_first_entries(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
+    bpe.train_from_iterator(captions, trainer)
     model = json.loads(bpe.to_str())["model"]
-    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in model["merges"]]
+    # a merge is "a b" in some versions of tokenizers, ["a", "b"] in others
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
     return CLIPTokenizer(vocab=model["vocab"], merges=merges, model_max_length=length)
+
+# %% ../../nbs/models/mini.ipynb #6259df5a
+def _clip_encoder(
+    tokenizer: CLIPTokenizer,
+    width: int,  # of a token's embedding; a multiple of 4
+    layers: int,
+    activation: str,
+) -> CLIPTextModel:
+    "CLIP's text encoder with random weights."
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            hidden_act=activation,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+# %% ../../nbs/models/mini.ipynb #b929321d
+def _unet(
+    vae: PatchVAE,
+    channels: tuple,  # widths at the upper and the lower level; multiples of 16
+    text_width: int,
+) -> UNet2DConditionModel:
+    "Stable Diffusion's UNet for the latents of this VAE, with random weights."
+    return UNet2DConditionModel(
+        sample_size=vae.config.sample_size // vae.config.patch,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=text_width,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        resnet_time_scale_shift="scale_shift",
+    )
 
 # %% ../../nbs/models/mini.ipynb #b2c36734
 MINI_RECIPES = {
@@ -167,9 +244,8 @@ MINI_RECIPES = {
         seed=2,
     ),
 }
-NOISE = dict(
-    beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1
-)  # Stable Diffusion's
+# Stable Diffusion's noise schedule
+NOISE = dict(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1)
 
 # %% ../../nbs/models/mini.ipynb #2129159e
 def mini_pipeline(
@@ -181,53 +257,62 @@ def mini_pipeline(
     activation: str = "quick_gelu",  # of the text encoder: SD-v1's or SD-v2's
     prediction: str = "epsilon",  # "epsilon" (SD-v1-5) or "v_prediction" (SD-v2-1)
     seed: int = 0,  # of the initial weights
-) -> StableDiffusionPipeline:
+) -> DiffusionPipeline:  # a `StableDiffusionPipeline`
     "An untrained mini model: Stable Diffusion's classes with small numbers."
+    quiet()
+    from diffusers import StableDiffusionPipeline
+
     torch.manual_seed(seed)
-    side = vae.config.sample_size // vae.config.patch
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=text_width,
-            intermediate_size=4 * text_width,
-            num_hidden_layers=text_layers,
-            num_attention_heads=4,
-            max_position_embeddings=tokenizer.model_max_length,
-            hidden_act=activation,
-            projection_dim=text_width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    unet = UNet2DConditionModel(
-        sample_size=side,
-        in_channels=vae.config.latent_channels,
-        out_channels=vae.config.latent_channels,
-        block_out_channels=channels,
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=text_width,
-        attention_head_dim=4,
-        norm_num_groups=16,
-        addition_embed_type="text",
-        addition_embed_type_num_heads=4,
-        resnet_time_scale_shift="scale_shift",
-    )
-    scheduler = DPMSolverMultistepScheduler(prediction_type=prediction, **NOISE)
     pipe = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=text,
+        text_encoder=_clip_encoder(tokenizer, text_width, text_layers, activation),
         tokenizer=tokenizer,
-        unet=unet,
-        scheduler=scheduler,
+        unet=_unet(vae, channels, text_width),
+        scheduler=DPMSolverMultistepScheduler(prediction_type=prediction, **NOISE),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+# %% ../../nbs/models/mini.ipynb #ceaa6b94
+def _t5_encoder(tokenizer: CLIPTokenizer, width: int) -> T5EncoderModel:
+    "T5's text encoder with random weights."
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=width,
+            d_kv=width // 4,
+            d_ff=2 * width,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+# %% ../../nbs/models/mini.ipynb #255d4adb
+def _transformer(
+    vae: PatchVAE,
+    heads: int,
+    head_width: int,
+    layers: int,
+    text_width: int,
+) -> PixArtTransformer2DModel:
+    "PixArt's transformer for the latents of this VAE, with random weights: one token for 2×2 latent pixels."
+    return PixArtTransformer2DModel(
+        num_attention_heads=heads,
+        attention_head_dim=head_width,
+        cross_attention_dim=heads * head_width,
+        num_layers=layers,
+        in_channels=vae.config.latent_channels,
+        out_channels=vae.config.latent_channels,
+        sample_size=vae.config.sample_size // vae.config.patch,
+        patch_size=2,
+        caption_channels=text_width,
+    )
 
 # %% ../../nbs/models/mini.ipynb #4cb34a61
 def mini_transformer(
@@ -238,41 +323,18 @@ def mini_transformer(
     layers: int = 6,  # of the transformer
     text_width: int = 128,  # of the text encoder
     seed: int = 0,  # of the initial weights
-) -> PixArtAlphaPipeline:
-    "An untrained mini PixArt: its classes with small numbers, one token for 2×2 latent pixels; it predicts v."
+) -> DiffusionPipeline:  # a `PixArtAlphaPipeline`
+    "An untrained mini PixArt: its classes with small numbers; it predicts v."
+    quiet()
+    from diffusers import PixArtAlphaPipeline
+
     torch.manual_seed(seed)
-    side, channels = vae.config.sample_size // vae.config.patch, vae.config.latent_channels
-    text = T5EncoderModel(
-        T5Config(
-            vocab_size=len(tokenizer),
-            d_model=text_width,
-            d_kv=text_width // 4,
-            d_ff=2 * text_width,
-            num_layers=2,
-            num_heads=4,
-            feed_forward_proj="gated-gelu",
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
-    transformer = PixArtTransformer2DModel(
-        num_attention_heads=heads,
-        attention_head_dim=head_width,
-        cross_attention_dim=heads * head_width,
-        num_layers=layers,
-        in_channels=channels,
-        out_channels=channels,
-        sample_size=side,
-        patch_size=2,
-        caption_channels=text_width,
-    )
-    scheduler = DPMSolverMultistepScheduler(prediction_type="v_prediction", **NOISE)
     pipe = PixArtAlphaPipeline(
         tokenizer=tokenizer,
-        text_encoder=text,
+        text_encoder=_t5_encoder(tokenizer, text_width),
         vae=vae,
-        transformer=transformer,
-        scheduler=scheduler,
+        transformer=_transformer(vae, heads, head_width, layers, text_width),
+        scheduler=DPMSolverMultistepScheduler(prediction_type="v_prediction", **NOISE),
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
