@@ -28,31 +28,29 @@ def examples(
     "What a discriminator is shown of one model. Raises ValueError when the shapes differ."
     if not answers.shape == keys.shape == source.shape:
         raise ValueError(
-            f"answers {answers.shape}, keys {keys.shape} and the source's answers {source.shape} cannot be laid side by side: bring them to one number and size"
+            f"answers {answers.shape}, keys {keys.shape} and the source's answers {source.shape}"
+            " cannot be laid side by side: bring them to one number and size"
         )
     return np.stack([answers, keys, source], 1)
 
 # %% ../../nbs/attribution/discriminator.ipynb #244b34bf
 class SmallResNet(ClassifierMixin, BaseEstimator):
-    "A ResNet for small pictures as a scikit-learn classifier; X uint8 (n, height, width, 3). The rarer class counts more, so that both weigh the same."
+    """A ResNet for small pictures as a scikit-learn classifier; X uint8 (n, height, width, 3).
+
+    The rarer class counts more, so that both weigh the same."""
 
     def __init__(self, epochs: int = 40, lr: float = 1e-3, batch_size: int = 64, seed: int = 0):
-        self.epochs, self.lr, self.batch_size, self.seed = epochs, lr, batch_size, seed
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.seed = seed
 
     def fit(self, X, y):
         self.classes_, y = np.unique(y, return_inverse=True)
-        net = classifier("resnet-small", [str(c) for c in self.classes_], X.shape[1], self.seed)
-        self.net_ = train_classifier(
-            net,
-            X,
-            y,
-            epochs=self.epochs,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            shift=0,
-            balanced=True,
-            seed=self.seed,
-        )
+        names = [str(c) for c in self.classes_]
+        settings = dict(epochs=self.epochs, lr=self.lr, batch_size=self.batch_size, seed=self.seed)
+        net = classifier("resnet-small", names, X.shape[1], self.seed)
+        self.net_ = train_classifier(net, X, y, shift=0, balanced=True, **settings)
         return self
 
     def predict_proba(self, X):
@@ -64,39 +62,51 @@ class SmallResNet(ClassifierMixin, BaseEstimator):
 
 # %% ../../nbs/attribution/discriminator.ipynb #ce299b81
 def _answer(X):
+    "Of each example, the model's answer."
     return X[:, 0]
+
+# %% ../../nbs/attribution/discriminator.ipynb #89684e60
+def _on_images():
+    "A network that sees the answers."
+    return make_pipeline(FunctionTransformer(_answer), SmallResNet())
 
 # %% ../../nbs/attribution/discriminator.ipynb #0eff9c4f
 def _flat(X):
     "Answers as rows of numbers, large pictures averaged to 64 pixels a side."
-    x = torch.from_numpy(np.ascontiguousarray(X[:, 0])).permute(0, 3, 1, 2).float() / 255
-    return (
-        (torch.nn.functional.adaptive_avg_pool2d(x, 64) if max(x.shape[2:]) > 64 else x)
-        .flatten(1)
-        .numpy()
-    )
+    answers = torch.from_numpy(np.ascontiguousarray(_answer(X)))
+    x = answers.permute(0, 3, 1, 2).float() / 255
+    if max(x.shape[2:]) > 64:
+        x = torch.nn.functional.adaptive_avg_pool2d(x, 64)
+    return x.flatten(1).numpy()
 
-# %% ../../nbs/attribution/discriminator.ipynb #30de52b1
-def _closeness(X, metric="rms"):
-    d = distance(metric)
-    to_key, to_source = d(X[:, 0], X[:, 1]), d(X[:, 0], X[:, 2])
-    return np.stack([to_key, to_source], 1)
-
-# %% ../../nbs/attribution/discriminator.ipynb #f9997d78
-DISCRIMINATORS = {
-    "images": lambda: make_pipeline(FunctionTransformer(_answer), SmallResNet()),
-    "features": lambda: make_pipeline(
+# %% ../../nbs/attribution/discriminator.ipynb #0afb3135
+def _on_features():
+    "A linear model that sees the answers' principal components."
+    return make_pipeline(
         FunctionTransformer(_flat),
         PCA(0.95, svd_solver="full"),
         StandardScaler(),
         LogisticRegression(class_weight="balanced", C=0.1, max_iter=1000),
-    ),
-    "distances": lambda: make_pipeline(
+    )
+
+# %% ../../nbs/attribution/discriminator.ipynb #30de52b1
+def _closeness(X, metric="rms"):
+    "Of each answer, its distances to the key picture and to the source's answer: (n, 2)."
+    between = distance(metric)
+    to_key, to_source = between(X[:, 0], X[:, 1]), between(X[:, 0], X[:, 2])
+    return np.stack([to_key, to_source], 1)
+
+# %% ../../nbs/attribution/discriminator.ipynb #93c87a31
+def _on_distances():
+    "A linear model that sees how close the answers are."
+    return make_pipeline(
         FunctionTransformer(_closeness),
         StandardScaler(),
         LogisticRegression(class_weight="balanced"),
-    ),
-}
+    )
+
+# %% ../../nbs/attribution/discriminator.ipynb #f9997d78
+DISCRIMINATORS = {"images": _on_images, "features": _on_features, "distances": _on_distances}
 
 # %% ../../nbs/attribution/discriminator.ipynb #a52cd651
 def discriminator(
@@ -116,7 +126,8 @@ def train_discriminator(
     "Learn from shadows. Raises ValueError when one of the two kinds is missing."
     if not len(innocent) or not len(infringing):
         raise ValueError(
-            f"{len(innocent)} innocent and {len(infringing)} infringing shadows: at least one of each is needed"
+            f"{len(innocent)} innocent and {len(infringing)} infringing shadows:"
+            " at least one of each is needed"
         )
     y = np.repeat([0, 1], [sum(map(len, innocent)), sum(map(len, infringing))])
     return kind.fit(np.concatenate([*innocent, *infringing]), y)
@@ -126,7 +137,9 @@ def suspicion(
     trained: Pipeline,  # a discriminator that learnt from shadows
     shown: np.ndarray,  # `examples` of a suspect
 ) -> float:  # from 0 (innocent) to 1 (infringing)
-    "A suspect's score: the discriminator's mean output over the key prompts. Raises ValueError when it was not trained."
+    """A suspect's score: the discriminator's mean output over the key prompts.
+
+    Raises ValueError when it was not trained."""
     try:
         check_is_fitted(trained[-1] if isinstance(trained, Pipeline) else trained)
     except Exception:
