@@ -66,7 +66,7 @@ def check_folder(
         ) from None
     return Path(folder)
 
-# %% ../../nbs/report/figures.ipynb #2202c52f
+# %% ../../nbs/report/figures.ipynb #b67afc1a
 class Picture:
     "A saved figure as a notebook shows it, with a text in its place for who cannot see it."
 
@@ -126,7 +126,7 @@ def pooled_intervals(
         half = np.nan * n
     return pd.DataFrame({"mean": means, "low": means - half, "high": means + half, "n": n})
 
-# %% ../../nbs/report/figures.ipynb #7638022b
+# %% ../../nbs/report/figures.ipynb #8c4da1f1
 def panel_grid(
     names: list,  # one panel each
     draw: Callable,  # draw(ax, name) fills a panel
@@ -149,7 +149,7 @@ def panel_grid(
         ax.label_outer()
     return fig
 
-# %% ../../nbs/report/figures.ipynb #e441e8fa
+# %% ../../nbs/report/figures.ipynb #2fba0a13
 def legend_below(
     fig,  # a matplotlib figure, in constrained layout
     handles: list,  # lines with labels
@@ -159,7 +159,7 @@ def legend_below(
     place = dict(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     fig.legend(handles=handles, **place)
 
-# %% ../../nbs/report/figures.ipynb #2ad68488
+# %% ../../nbs/report/figures.ipynb #74f8a72a
 def panel_row(
     names: list,  # one panel each
     draw: Callable,  # draw(ax, name) fills a panel
@@ -173,10 +173,10 @@ def panel_row(
         draw(ax, name)
     return fig
 
-# %% ../../nbs/report/figures.ipynb #ed8c1993
+# %% ../../nbs/report/figures.ipynb #8ff2e9ee
 LEFT = {kind: -0.08 * i for i, kind in enumerate(INNOCENTS)}  # where innocents stand
 
-# %% ../../nbs/report/figures.ipynb #360f774b
+# %% ../../nbs/report/figures.ipynb #f3ebe1e6
 def _mark_innocents(ax, points, colour, shift):
     "The mean of each kind of innocents, as the kind's mark."
     look = dict(ls="", ms=4.7, mfc="none", mec=colour, zorder=4)
@@ -184,7 +184,7 @@ def _mark_innocents(ax, points, colour, shift):
         if at in points.index:
             ax.plot(at + shift, points["mean"][at], marker=MARKS[kind], **look)
 
-# %% ../../nbs/report/figures.ipynb #85744372
+# %% ../../nbs/report/figures.ipynb #13e1174f
 def _draw_strategy(ax, rows, score, colour, shift):
     "Dots, their means, and the means' intervals, of one kind of keys."
     x = rows.rho.where(rows.kind == "infringing", rows.kind.map(LEFT))
@@ -217,7 +217,7 @@ def conf_panel(
     ax.set_title(table.source.iloc[0])
     ax.set_xticks(sorted({0, *judged.rho}))
 
-# %% ../../nbs/report/figures.ipynb #c0f570e4
+# %% ../../nbs/report/figures.ipynb #52e7058a
 def _conf_title(table, score):
     "Over all panels: how many keys, and which threshold."
     if score == "conf_calibrated":
@@ -248,14 +248,14 @@ def conf_figure(
     fig.suptitle(_conf_title(table, score), fontsize=9)
     return fig
 
-# %% ../../nbs/report/figures.ipynb #d4bb61fe
+# %% ../../nbs/report/figures.ipynb #dd5d2d14
 def _spread(groups, names):
     "Where each dot stands: on its group's line, those of one group a little apart."
     line = groups.map({name: y for y, name in enumerate(names)})
     nth, of = groups.groupby(groups).cumcount(), groups.groupby(groups).transform("size")
     return line + 0.28 * (nth - (of - 1) / 2) / (of - 1).clip(lower=1)
 
-# %% ../../nbs/report/figures.ipynb #3edab27e
+# %% ../../nbs/report/figures.ipynb #a504aa71
 def _red_or_blue(table, groups):
     "The colour of each group: red where all are infringers, else blue."
     guilty = (table.kind == "infringing").groupby(groups).all()

@@ -24,11 +24,13 @@ def _separation_point(table, apart):
         for score in ("conf", "conf_calibrated")
     )
     rising = where(trends(table), strategy=there[0], score="conf")
-    tau = rising.tau[rising.source.isin(table.source[is_tuned(table)])]
+    tuned = is_tuned(table)
+    tau = rising.tau[rising.source.isin(table.source[tuned])] if tuned.any() else rising.tau
+    sources = "fine-tuned" if tuned.any() else "plain"
     return (
         f"**Separation.** Infringers at ρ = {apart.rho.max():g} from innocents with disjoint data, "
-        f"before fine-tuned sources: AUC by keys: {plain}; with the calibrated δ0 {calibrated}. "
-        f"Kendall's τ between ρ and conf by {there[0]} keys is {between(tau)}."
+        f"before {sources} sources: AUC by keys: {plain}; with the calibrated "
+        f"δ0 {calibrated}. Kendall's τ between ρ and conf by {there[0]} keys is {between(tau)}."
     )
 
 # %% ../../nbs/report/instance_sentences.ipynb #c2e02ae0
@@ -66,16 +68,16 @@ def _plain_point(table):
 
     return (
         f"**Plain sources.** conf of infringers at ρ = {plain.rho.max():g} against innocents: "
-        f"{pairs('conf')}; with the calibrated δ0 {pairs('conf_calibrated')}. A base remembers too "
-        f"little of any one of its many pictures to pass it on (our reading)."
+        f"{pairs('conf')}; with the calibrated δ0 {pairs('conf_calibrated')}. Our reading, where "
+        f"they differ little: a base remembers too little of any one picture to pass it on."
     )
 
-# %% ../../nbs/report/instance_sentences.ipynb #d38f6589
+# %% ../../nbs/report/instance_sentences.ipynb #3c5cb1fd
 def _same_data_point(apart, strategy):
     "Infringers from innocents with the source's own data."
     scores = {
         "conf": "conf",
-        "conf, calibrated δ0": "conf_calibrated",
+        "conf with the calibrated δ0": "conf_calibrated",
         "contrast": "contrast_calibrated",
     }
     areas = {name: str(auc_of(apart, strategy, "same data", s)) for name, s in scores.items()}
@@ -102,12 +104,16 @@ def _watermark_point(table):
         f"source's pictures included. What it takes: [watermark](../attribution/watermark.ipynb)."
     )
 
-# %% ../../nbs/report/instance_sentences.ipynb #f7251716
+# %% ../../nbs/report/instance_sentences.ipynb #46bec71d
 def figure6_sentences(
     table: pd.DataFrame,  # of Figure 6
     parameters: dict,  # of the run
 ) -> Markdown:
     "What came out of Figure 6."
+    if "infringing" not in set(table.kind):
+        return came_out(
+            parameters, ["**No infringers** were asked for, so nothing can be told apart."]
+        )
     apart = tuned_separation(table, parameters["rhos"])
     keyed = [s for s in STRATEGIES if s in set(table.strategy)]
     points = [
@@ -133,7 +139,7 @@ def _more_keys_point(table, start, end, paper):
         s: between(_changes(table, s, start, end), signed=True) for s in table.strategy.unique()
     }
     return (
-        f"**From N = {start} to {end}** conf of infringers changes, source by source, by "
+        f"**From N = {start} to {end}** conf of infringers changes, source by source: "
         f"{listed(changes)}. {paper}"
     )
 
@@ -142,7 +148,7 @@ def _width_point(table):
     "What more keys buy: narrower intervals for one suspect."
     guilty = where(table, kind="infringing", strategy=table.strategy.iloc[0])
     width = (guilty.conf_high - guilty.conf_low).groupby(guilty.N).mean()
-    widths = {f"N = {n}": w for n, w in width.items()}
+    widths = {f"N = {n}:": w for n, w in width.items()}
     return (
         f"**What more keys buy**, at the price of queries, is a narrower interval for one suspect: "
         f"mean width {listed(widths)}."

@@ -54,7 +54,7 @@ def listed(
 ) -> str:
     "Numbers by name."
     texts = {k: v if isinstance(v, str) else told(v) for k, v in numbers.items()}
-    return ", ".join(f"{k}: {v}" for k, v in texts.items()) or "not measured"
+    return ", ".join(f"{k} {v}" for k, v in texts.items()) or "not measured"
 
 # %% ../../nbs/report/sentences.ipynb #ec4516d3
 def came_out(
