@@ -40,7 +40,8 @@ def executed():
     where = {"metadata": {"path": str(NBS)}}
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     sockets = Config(KernelManager={"transport": "ipc"})
-    NotebookClient(nb, kernel_name="python3", resources=where, config=sockets).execute()
+    client = NotebookClient(nb, startup_timeout=300, resources=where, config=sockets)
+    client.execute()
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]

@@ -90,13 +90,14 @@ def _execute(notebook: Path, executed: Path, parameters: dict) -> None:
         stdout_file=sys.stdout,
         stderr_file=sys.stderr,
         kernel_name="python3",
+        start_timeout=300,  # a busy machine is slow to start one
         config=KERNEL,
     )
 
-# %% ../nbs/cli.ipynb #838b9ac1
+# %% ../nbs/cli.ipynb #6fea8e27
 def _page(executed: Path) -> None:
-    "The HTML page of an executed notebook, beside it."
-    page, _ = HTMLExporter(template_name="lab").from_filename(str(executed))
+    "The HTML page of an executed notebook, beside it; this template keeps the figures' alt texts."
+    page, _ = HTMLExporter(template_name="classic").from_filename(str(executed))
     executed.with_suffix(".html").write_text(page)
 
 # %% ../nbs/cli.ipynb #e14496bd

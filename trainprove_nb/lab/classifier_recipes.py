@@ -12,8 +12,7 @@ from fastcore.basics import patch
 
 from ..data.corpora import CORPORA
 from .classifier_scales import MINI_WORDINGS, ClassifierScale
-from .generator_recipes import identity
-from .store import seed_of
+from .store import identity, seed_of
 from ..models.bundled import BUNDLED, model_path
 from ..provenance.trainprove import GUIDANCES, WORDINGS
 

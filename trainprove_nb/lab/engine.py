@@ -17,7 +17,8 @@ from threading import Thread
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset, concatenate_datasets, disable_progress_bars
+from fastcore.basics import patch
 from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
@@ -37,119 +38,103 @@ class Lab:
         self.store = Store(root)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def path(self, recipe: dict) -> Path:
+    def path(
+        self,
+        recipe: dict,  # of anything but a view (`join`, `mix`, `portion`)
+    ) -> Path:
         "The folder of an artifact, made with all its inputs when it is not there."
         if recipe["kind"] == "base":
             return Path(model_path(recipe["path"]))
         return self.store.get(recipe, lambda folder, scratch: self._make(recipe, folder, scratch))
 
-    def _make(self, recipe, folder, scratch):
-        # diffusers and transformers take seconds to import, and redrawing a figure does not need them
-        from trainprove_nb.lab.makers import MAKERS
+# %% ../../nbs/lab/engine.ipynb #9be9f614
+@patch
+def _make(self: Lab, recipe, folder, scratch):
+    # diffusers and transformers take seconds to import, and redrawing a figure does not need them
+    from trainprove_nb.lab.makers import KINDS, check_recipe
 
-        torch.set_num_threads(recipe.get("threads", 1))
-        MAKERS[recipe["kind"]](self, recipe, folder, scratch)
+    check_recipe(recipe)
+    maker = KINDS[recipe["kind"]].maker
+    if isinstance(maker, str):
+        raise ValueError(f"a recipe of kind {recipe['kind']!r} has no folder: {maker}")
+    disable_progress_bars()  # of `datasets`; the engine shows one of its own
+    torch.set_num_threads(recipe.get("threads", 1))
+    maker(self, recipe, folder, scratch)
 
-    def pairs(self, recipe: dict) -> Dataset:
-        "Caption–image pairs of a recipe, stored or put together."
-        if recipe["kind"] == "join":
-            return concatenate_datasets([self.pairs(p) for p in recipe["parts"]])
-        if recipe["kind"] == "mix":
-            real = self.pairs(recipe["real"])
-            return mix(
-                real,
-                self.pairs(recipe["generated"]) if recipe["rho"] else real,
-                recipe["rho"],
-                recipe["n"],
-                recipe["seed"],
-            )
-        return Dataset(pq.read_table(self.path(recipe) / "pairs.parquet"))
-
-    def pictures(self, recipe: dict) -> np.ndarray:  # uint8 (n, height, width, 3)
-        "The pictures of stored pairs."
-        return _decoded(self.path(recipe))[0]
-
-    def array(self, recipe: dict) -> np.ndarray:
-        "The numbers of a `reproduction` or `leak` (n,), of `scores` (models,) or `said` (origins, pictures, classes), or the pictures of `answers` (N, height, width, 3)."
-        return np.load(self.path(recipe) / "array.npy", allow_pickle=False)
-
-    def model(self, recipe: dict):
-        "A pipeline, loaded on the lab's device."
-        from trainprove_nb.models.pipelines import load_model
-
-        return load_model(str(self.path(recipe)), device=self.device)
-
-    def labelled(
-        self, recipe: dict
-    ) -> tuple:  # pictures uint8 (n, height, width, 3), class numbers (n,)
-        "Pictures with their classes; of a `portion`, a random part of each class, from each of its origins."
-        if recipe["kind"] == "labelled":
-            return _decoded(self.path(recipe))
-        images, labels = [], []
-        for part, n, seed in zip(recipe["parts"], recipe["n"], recipe["seeds"]):
-            x, y = self.labelled(part)
-            k = np.concatenate(
-                [
-                    np.random.default_rng([seed, c]).permutation(np.flatnonzero(y == c))[:n]
-                    for c in np.unique(y)
-                ]
-            )
-            images.append(x[k])
-            labels.append(y[k])
-        return np.concatenate(images), np.concatenate(labels)
-
-    def build(
-        self,
-        recipes: list,  # wanted artifacts, in the order in which they are wanted
-        jobs: int = 1,  # workers
-        backend: str = "loky",  # a joblib backend: "loky", "sequential", "dask", "ray" (register_ray() first)
-        label: str = "build",  # of the progress bar
-        progress: bool = True,  # show a bar with rate and ETA
-    ):
-        "Make what is missing, yielding each recipe (once, and not the bases, which need no making) when it is there. A failure stops nothing else; at the end the first is raised."
-        wanted = {self.store.path(r): r for r in recipes if r["kind"] != "base"}
-        there = {p: p.exists() for p in wanted}
-        missing = [r for p, r in wanted.items() if not there[p]]
-        failures = []
-        yield from (r for p, r in wanted.items() if there[p])
-        if not missing:
-            return
-        warnings.filterwarnings(
-            "ignore", "A worker stopped while some jobs"
-        )  # loky replaces a worker that has grown; here that is routine
-        with parallel_config(backend="sequential" if jobs == 1 else backend, n_jobs=jobs):
-            for recipe, problem in tqdm(
-                Parallel(return_as="generator", pre_dispatch="all")(
-                    delayed(_attempt)(str(self.store.root), r) for r in missing
-                ),
-                total=len(missing),
-                desc=label,
-                unit="artifact",
-                disable=not progress,
-                mininterval=1,
-            ):
-                if problem:
-                    failures.append(problem)
-                else:
-                    yield recipe
-        if failures:
-            raise RuntimeError(
-                f"{len(failures)} of {len(missing)} artifacts could not be made (the others are kept); the first: {failures[0]}"
-            )
+# %% ../../nbs/lab/engine.ipynb #6d709ab0
+@patch
+def pairs(self: Lab, recipe: dict) -> Dataset:
+    "Caption–image pairs of a recipe, stored or put together."
+    if recipe["kind"] == "join":
+        return concatenate_datasets([self.pairs(part) for part in recipe["parts"]])
+    if recipe["kind"] == "mix":
+        real = self.pairs(recipe["real"])
+        generated = self.pairs(recipe["generated"]) if recipe["rho"] else real
+        return mix(real, generated, recipe["rho"], recipe["n"], recipe["seed"])
+    return Dataset(pq.read_table(self.path(recipe) / "pairs.parquet"))
 
 # %% ../../nbs/lab/engine.ipynb #efad8b63
 @lru_cache(8)
 def _decoded(path):
-    "An artifact's pictures, and their classes where it has them: decoded once for the many models that are compared with them."
+    "An artifact's pictures, and their classes where it has them."
     found = Dataset(pq.read_table(path / "pairs.parquet"))
     images = pixels(found)
-    images.flags.writeable = False  # they are shared
+    images.flags.writeable = False
     return images, np.array(found["label"]) if "label" in found.column_names else None
+
+# %% ../../nbs/lab/engine.ipynb #8c1b07be
+@patch
+def pictures(self: Lab, recipe: dict) -> np.ndarray:  # uint8 (n, height, width, 3)
+    "The pictures of stored pairs."
+    images, _ = _decoded(self.path(recipe))
+    return images
+
+# %% ../../nbs/lab/engine.ipynb #001c54fa
+@patch
+def model(self: Lab, recipe: dict):
+    "A pipeline, loaded on the lab's device."
+    from trainprove_nb.models.pipelines import load_model
+
+    return load_model(str(self.path(recipe)), device=self.device)
+
+# %% ../../nbs/lab/engine.ipynb #78acbf98
+@patch
+def array(self: Lab, recipe: dict) -> np.ndarray:
+    """Stored numbers.
+
+    Of a `reproduction` or `leak` (n,), of `scores` (models,), of class scores, which are stored as
+    `said`, (origins, pictures, classes); or the pictures of `answers` (N, height, width, 3)."""
+    return np.load(self.path(recipe) / "array.npy", allow_pickle=False)
+
+# %% ../../nbs/lab/engine.ipynb #dcb268f0
+def _some_of_each_class(labels, n, seed):
+    "Places of n random pictures of each class."
+    places = []
+    for c in np.unique(labels):
+        rng = np.random.default_rng([seed, c])
+        places.append(rng.permutation(np.flatnonzero(labels == c))[:n])
+    return np.concatenate(places)
+
+# %% ../../nbs/lab/engine.ipynb #ac7826f8
+@patch
+def labelled(
+    self: Lab, recipe: dict
+) -> tuple:  # pictures uint8 (n, height, width, 3), class numbers (n,)
+    "Pictures with their classes; of a `portion`, a part of each class, from each of its origins."
+    if recipe["kind"] == "labelled":
+        return _decoded(self.path(recipe))
+    images, labels = [], []
+    for part, n, seed in zip(recipe["parts"], recipe["n"], recipe["seeds"], strict=True):
+        x, y = self.labelled(part)
+        places = _some_of_each_class(y, n, seed)
+        images.append(x[places])
+        labels.append(y[places])
+    return np.concatenate(images), np.concatenate(labels)
 
 # %% ../../nbs/lab/engine.ipynb #e98cbfce
 @lru_cache(None)
 def _end_with_parent():
-    "End this worker when the process that started it was killed; joblib's would work on, and wait for minutes."
+    "End this worker when the process that started it was killed."
     parent = os.getppid()
 
     def watch():
@@ -169,3 +154,59 @@ def _attempt(root, recipe):
         return recipe, None
     except Exception as e:
         return recipe, f"{type(e).__name__}: {e}"
+
+# %% ../../nbs/lab/engine.ipynb #a410f3cd
+def _attempts(root, recipes, jobs, backend):
+    "Make artifacts in workers; yields what `_attempt` returns, each when it is done."
+    # loky replaces a worker that has grown; here that is routine
+    warnings.filterwarnings("ignore", "A worker stopped while some jobs")
+    with parallel_config(backend="sequential" if jobs == 1 else backend, n_jobs=jobs):
+        workers = Parallel(return_as="generator", pre_dispatch="all")
+        yield from workers(delayed(_attempt)(str(root), recipe) for recipe in recipes)
+
+# %% ../../nbs/lab/engine.ipynb #1f06757a
+@patch
+def build(
+    self: Lab,
+    recipes: list,  # wanted artifacts, in the order in which they are wanted
+    jobs: int = 1,  # workers
+    backend: str = "loky",  # of joblib: loky, sequential, dask, ray (`register_ray()` first)
+    label: str = "build",  # of the progress bar
+    progress: bool = True,  # show a bar with rate and ETA
+):
+    """Make what is missing, yielding each recipe when it is there.
+
+    Each is yielded once; bases are not, which need no making. A failure stops nothing else; at the
+    end RuntimeError tells how many failed, and the first reason."""
+    wanted = {self.store.path(r): r for r in recipes if r["kind"] != "base"}
+    missing = {path: r for path, r in wanted.items() if not path.exists()}
+    yield from (r for path, r in wanted.items() if path not in missing)
+    if not missing:
+        return
+    failures = []
+    attempts = _attempts(self.store.root, missing.values(), jobs, backend)
+    looks = dict(desc=label, unit="artifact", disable=not progress, mininterval=1)
+    for recipe, problem in tqdm(attempts, total=len(missing), **looks):
+        if problem:
+            failures.append(problem)
+        else:
+            yield recipe
+    if failures:
+        raise RuntimeError(
+            f"{len(failures)} of {len(missing)} artifacts could not be made "
+            f"(the others are kept); the first: {failures[0]}"
+        )
+
+# %% ../../nbs/lab/engine.ipynb #0368ba68
+@patch
+def build_stages(
+    self: Lab,
+    stages: dict,  # name of a stage -> recipes that need only the stages before
+    jobs: int = 1,  # workers
+    backend: str = "loky",  # a joblib backend, as for `build`
+):
+    """Make stage after stage, each with a progress bar of its name.
+
+    Yields each recipe when it is there. Raises RuntimeError at the end of a stage with failures."""
+    for label, recipes in stages.items():
+        yield from self.build(recipes, jobs, backend, label)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 # %% ../../nbs/lab/trials.ipynb #5a24efdc
 @dataclass(frozen=True)
 class Trial:
-    "One suspect, and what is asked of it."
+    """One suspect, and what is asked of it.
+
+    `kind` is "infringing", "calibration" or a kind of innocents; or a kind of classifiers."""
 
     origin: str  # whose pictures it is tried for: a source's name, a generator's, or "real"
-    kind: (
-        str  # what it is: "infringing", a kind of innocent, "calibration"; or a kind of classifier
-    )
-    rho: float  # share of its training pictures that the origin generated; 0 for innocents
+    kind: str  # what it is, in truth
+    rho: float  # share of its training pictures that are its origin's; of a generator, 0 for innocents
     model: dict  # recipe of the suspect
     answers: dict = field(default_factory=dict)  # what was asked -> recipe of the answers
     k: int = 0  # which of its kind

@@ -12,7 +12,11 @@ from dataclasses import dataclass, field
 from ..attribution.conf import check_fpr
 from ..lab.classifier_recipes import ClassifierRecipes
 from ..lab.classifier_scales import classifier_scale
-from ..lab.classifier_trials import KINDS, build_classifier_trials, classifier_trials
+from trainprove_nb.lab.classifier_trials import (
+    SUSPECT_KINDS,
+    build_classifier_trials,
+    classifier_trials,
+)
 from ..lab.engine import Lab
 from ..provenance.trainprove import check_batches
 from .figures import check_folder
@@ -110,7 +114,7 @@ def plan_classifiers(
     lab: str,  # folder of models
     out: str,  # folder of results
     redraw: str = "",  # folder of an earlier run's numbers; "": measure
-    kinds=KINDS,  # of suspects
+    kinds=SUSPECT_KINDS,  # of suspects
 ) -> ClassifierPlan:
     """Check all that is asked for, and that the folders can be written; nothing is begun.
 

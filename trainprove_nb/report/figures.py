@@ -10,7 +10,6 @@ __all__ = ['COLOURS', 'LABELS', 'MARKS', 'LEFT', 'style', 'check_folder', 'Pictu
 import tempfile
 from base64 import b64encode
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 import matplotlib as mpl
@@ -81,10 +80,10 @@ class Picture:
     def __repr__(self):
         return self.alt or self.path.name
 
-    def _repr_html_(self):
+    def _repr_mimebundle_(self, **kwargs):
         data = b64encode(self.path.read_bytes()).decode()
-        source = f"data:image/png;base64,{data}"
-        return f'<img alt="{escape(self.alt)}" width="{self.width:g}" src="{source}">'
+        shown = {"alt": self.alt, "width": round(self.width)}
+        return {"image/png": data, "text/plain": repr(self)}, {"image/png": shown}
 
 # %% ../../nbs/report/figures.ipynb #51b2c1ac
 def save_figure(
