@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import tempfile
 from base64 import b64decode
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from nbconvert import MarkdownExporter
 from nbdev.clean import nbdev_clean
 from nbdev.processors import FilterDefaults, add_links, exec_show_docs
 from PIL import Image
-from traitlets.config import Config
+
+from trainprove_nb.cli import private_sockets
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
@@ -39,9 +41,10 @@ def executed():
     nb = nbformat.read(INDEX, 4)
     where = {"metadata": {"path": str(NBS)}}
     os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
-    sockets = Config(KernelManager={"transport": "ipc"})
-    client = NotebookClient(nb, startup_timeout=300, resources=where, config=sockets)
-    client.execute()
+    with tempfile.TemporaryDirectory() as folder:
+        sockets = private_sockets(folder)
+        client = NotebookClient(nb, startup_timeout=300, resources=where, config=sockets)
+        client.execute()
     for cell in nb.cells:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
