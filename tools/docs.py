@@ -50,10 +50,10 @@ def navigation(here, titles):
     for chapter, paths in chapters():
         names = [Path(p).with_suffix(".html") for p in paths]
         links = [
-            f'<a href="{Path(os.path.relpath(n, here.parent)).as_posix()}">{escape(titles[n])}</a>'
+            f'<a href="{Path(os.path.relpath(n, here.parent)).as_posix()}">{escape(titles[n].split(":")[0])}</a>'
             for n in names
         ]
-        lines.append(f"<div>{escape(chapter)} {' · '.join(links)}</div>")
+        lines.append(f"<div><b>{escape(chapter)}</b> {' · '.join(links)}</div>")
     return f"<nav>{''.join(lines)}</nav>"
 
 
