@@ -12,7 +12,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
 SETTINGS = [
     "sources=[mini-v1-avatars]",
@@ -53,6 +53,12 @@ def start(lab, out, *settings, jobs=1):
 
 def finish(process, out):
     assert process.wait(timeout=600) == 0, (out.parent / f"{out.name}.log").read_text()[-2000:]
+
+
+def drawn(out):
+    "The folder of a run's figure, which is called after the settings."
+    (folder,) = out.glob("smoke-*/fig6")
+    return folder
 
 
 def artifacts(lab):
@@ -102,7 +108,9 @@ def lives(process):
 
 
 def kill_at(process, lab, pattern, n):
-    "Kill a run when `n` more files match `pattern`. Returns what was half-written under a final name, and which processes outlived it."
+    """Kill a run when `n` more files match `pattern`.
+
+    Returns what was half-written under a final name, and which processes outlived it."""
     was, half, began = set(lab.glob(pattern)), [], time.monotonic()
     while len(set(lab.glob(pattern)) - was) < n:
         assert process.poll() is None and time.monotonic() - began < 600, (
@@ -110,9 +118,8 @@ def kill_at(process, lab, pattern, n):
         )
         half += [a for a in artifacts(lab) if not (a / "manifest.json").exists()]
         time.sleep(0.01)
-    family = psutil.Process(process.pid).children(
-        recursive=True
-    )  # Jupyter gives its kernel a session of its own
+    # Jupyter gives its kernel a session of its own
+    family = psutil.Process(process.pid).children(recursive=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     half += [a for a in artifacts(lab) if broken(a)]
@@ -173,20 +180,17 @@ def test_killed_runs_end_with_the_same_artifacts(runs):
 
 def test_killed_runs_end_with_the_same_figure(runs):
     straight, killed, _ = runs
-    expected = digests(straight / "out", TELL_TIME)
-    drawn = [
-        f"{name}.{ending}" for name in ("fig6", "fig6_calibrated") for ending in ("png", "svg")
-    ]
-    assert sorted(expected) == sorted(
-        f"smoke/fig6/{name}" for name in [*drawn, "fig6.csv", "fig6.json"]
-    )
-    assert digests(killed / "out", TELL_TIME) == expected
+    expected = digests(drawn(straight / "out"), TELL_TIME)
+    figures = ["fig6.png", "fig6.svg", "fig6_calibrated.png", "fig6_calibrated.svg"]
+    assert sorted(expected) == sorted([*figures, "fig6.csv", "fig6_models.csv", "fig6.json"])
+    assert digests(drawn(killed / "out"), TELL_TIME) == expected
+    assert drawn(straight / "out").parent.name == drawn(killed / "out").parent.name
 
 
 def test_a_figure_says_what_it_was_drawn_with(runs):
     straight, killed, _ = runs
     told = [
-        json.loads((root / "out/smoke/fig6/run.json").read_text()) for root in (straight, killed)
+        json.loads((drawn(root / "out") / "run.json").read_text()) for root in (straight, killed)
     ]
     assert [t["parameters"]["scale"] for t in told] == ["smoke", "smoke"] and all(
         t["seconds"] > 1 for t in told
@@ -203,12 +207,13 @@ def test_a_figure_says_what_it_was_drawn_with(runs):
         else "None"
     )
     assert str(told[0]["commit"]).startswith(head)
+    # no folder of this machine
     assert set(told[0]["parameters"]) == {
         "scale",
         "jobs",
         "sources",
         "knobs",
-    }  # no folder of this machine
+    }
 
 
 def test_nothing_of_killed_runs_is_left(runs):
@@ -226,5 +231,5 @@ def test_redrawing_touches_no_artifact(runs, tmp_path, settings, N, delta0):
     before = stamps(straight / "lab")
     finish(start(straight / "lab", tmp_path / "out", *settings), tmp_path / "out")
     assert stamps(straight / "lab") == before
-    table = pd.read_csv(tmp_path / "out/smoke/fig6/fig6.csv")
+    table = pd.read_csv(drawn(tmp_path / "out") / "fig6.csv")
     assert set(table.N) == {N} and set(table.delta0.dropna()) == {delta0}

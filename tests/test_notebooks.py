@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from conftest import ROOT, cells, papermill
+from helpers import ROOT, cells, papermill
 from PIL import Image
 
 from trainprove_nb.models.mini import MINI_RECIPES
@@ -22,7 +22,7 @@ def documented(path):
     (source,) = (c.source for c in cells(path) if "parameters" in c.metadata.get("tags", []))
     comments = dict(re.findall(r"^(\w+).*# (.+)$", source, re.M))
     return {
-        node.target.id: (node.annotation.id, comments[node.target.id])
+        node.target.id: (node.annotation.id, comments.get(node.target.id))
         for node in ast.parse(source).body
     }
 
@@ -93,6 +93,8 @@ def test_notebook_runs_and_leaves_nothing(checkout, processes, tmp_path, path):
 def test_help_names_each_parameter_with_its_type(path):
     shown, params = papermill("--help-notebook", path, cwd=ROOT), documented(path)
     assert len(params) >= 5
+    long = [name for name, (_, comment) in params.items() if comment is None]
+    assert long == [], "a parameter is one line of at most 100 characters, or its help is lost"
     for name, (kind, comment) in params.items():
         assert re.search(
             rf"^  {name}: {kind} \(default .*\)\s+{re.escape(comment)}$", shown, re.M

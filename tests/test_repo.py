@@ -3,26 +3,11 @@
 import ast
 import json
 import re
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-NBS = ROOT / "nbs"
-NOTEBOOKS = sorted(
-    p.relative_to(ROOT)
-    for p in NBS.rglob("*.ipynb")
-    if not re.search(r"/[._]", p.relative_to(ROOT).as_posix())
-)
-
-
-def run(*args, cwd=ROOT):
-    "Run Python with `args`; returns the finished process with its output as text."
-    return subprocess.run([sys.executable, *args], cwd=cwd, text=True, capture_output=True)
+from helpers import NBS, NOTEBOOKS, ROOT, run
 
 
 def files(folder):
@@ -32,20 +17,6 @@ def files(folder):
         for p in sorted(folder.rglob("*"))
         if p.suffix in (".py", ".ipynb") and ".ipynb_checkpoints" not in p.parts
     }
-
-
-@pytest.fixture
-def copy(tmp_path):
-    "A copy of what nbdev and the tools work on, free to be changed."
-    root = tmp_path / "copy"
-    skip = shutil.ignore_patterns(
-        "weights", "__pycache__", ".ipynb_checkpoints", "nbdev.yml", "sidebar.yml"
-    )
-    for name in ("nbs", "trainprove_nb", "tools"):
-        shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=skip)
-    for name in ("settings.ini", "_quarto.yml", "README.md"):
-        shutil.copy2(ROOT / name, root)
-    return root
 
 
 def differ(was, now):
@@ -81,9 +52,7 @@ def test_notebook_opens_with_title_and_subtitle(path):
     first = "".join(cells[0]["source"]).strip()
     assert cells[0]["cell_type"] == "markdown" and re.fullmatch(
         r"# \S.*\n+> \S.*(\n+- [\w-]+: .+)*", first
-    ), (
-        "the first cell is an H1 and a one-line `>` subtitle, nothing else: nbdev drops the rest of it from the docs"
-    )
+    ), "the first cell is an H1 and a one-line `>` subtitle, or the docs lack the rest of it"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
@@ -97,9 +66,15 @@ def test_imports_have_cells_to_themselves(path):
         kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body}
         if len(kinds) == 2:
             mixed.append(cell["id"])
-    assert mixed == [], (
-        "nbdev runs every cell with an import when it builds the docs, and no other: split these cells"
-    )
+    assert mixed == [], "the docs run every cell with an import, and no other: split these cells"
+
+
+# README.md, which is made of a notebook and of the shipped results
+
+
+def readme(copy, *options):
+    "Make README.md in a copy of the repository, of the results in that copy."
+    return run("tools/readme.py", *options, cwd=copy, PYTHONPATH=str(copy))
 
 
 def test_readme_is_in_sync():
@@ -110,16 +85,51 @@ def test_readme_is_in_sync():
 def test_readme_out_of_sync_is_noticed(copy):
     with (copy / "README.md").open("a") as f:
         f.write("One more line.\n")
-    done = run("tools/readme.py", "--check", cwd=copy)
+    done = readme(copy, "--check")
     assert done.returncode == 1 and "make readme" in done.stderr
-    assert run("tools/readme.py", cwd=copy).returncode == 0
+    done = readme(copy)
+    assert done.returncode == 0, done.stderr
     assert (copy / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
+
+
+def less_accurate(results):
+    "TrainProVe's accuracy, as if it were another."
+    file = results / "trainprove/trainprove.json"
+    told = json.loads(file.read_text())
+    told["quality"]["TrainProVe"]["accuracy"] = [0.123, 0.1, 0.2]
+    file.write_text(json.dumps(told))
+    return "it is right in 0.12 (0.10–0.20) of the cases"
+
+
+def less_confident(results):
+    "One suspect's conf in Figure 6, as if it were another; the figure shows it, and no sentence."
+    table = pd.read_csv(results / "fig6/fig6.csv")
+    suspects = table.index[(table.strategy == "detection") & (table.kind == "infringing")]
+    table.loc[suspects[-1], "conf"] = 0.0
+    table.to_csv(results / "fig6/fig6.csv", index=False)
+
+
+@pytest.mark.parametrize("change", [less_accurate, less_confident])
+def test_another_result_makes_another_readme(copy, change):
+    was = {p: p.read_bytes() for p in [copy / "README.md", *copy.glob("nbs/images/*")]}
+    sentence = change(copy / "nbs/experiments/results")
+    done = readme(copy, "--check")
+    assert done.returncode == 1 and "not what the results say" in done.stderr, done.stderr
+    done = readme(copy)
+    assert done.returncode == 0, done.stderr
+    now = {p: p.read_bytes() for p in [copy / "README.md", *copy.glob("nbs/images/*")]}
+    assert was != now
+    assert sentence is None or sentence in (copy / "README.md").read_text()
 
 
 def test_readme_links_lead_somewhere():
     text = re.sub(r"```.*?```", "", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
     links = re.findall(r'\]\(([^)#:]+)[)#]|\b(?:src|href)="([^"#:]+)["#]', text)
     assert [a or b for a, b in links if not (ROOT / (a or b)).exists()] == []
+    assert "data:image/" not in text  # GitHub shows pictures that are files, and no others
+
+
+# Settings and pages
 
 
 def test_quarto_settings(tmp_path):
@@ -156,86 +166,6 @@ def test_docs_pages_build(copy, tmp_path):
             if not (folder / s).exists()
         ]
         assert linked == [], path
-
-
-def test_claims_page_is_what_the_shipped_results_say(tmp_path):
-    results = NBS / "experiments" / "results"
-    done = run(
-        "-m",
-        "papermill",
-        "nbs/experiments/claims.ipynb",
-        str(tmp_path / "claims.ipynb"),
-        "-p",
-        "results",
-        str(results),
-        "-p",
-        "out",
-        str(tmp_path / "claims"),
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    pd.testing.assert_frame_equal(
-        *(
-            pd.read_csv(folder / "claims.csv")
-            for folder in (tmp_path / "claims", results / "claims")
-        )
-    )  # up to rounding: processors differ in the last digit
-    (shown,), (drawn,) = (
-        [
-            "".join(o["data"]["text/html"])
-            for c in json.loads(path.read_text(encoding="utf-8"))["cells"]
-            for o in c.get("outputs", [])
-            if "text/html" in o.get("data", {})
-        ]
-        for path in (NBS / "experiments/claims.ipynb", tmp_path / "claims.ipynb")
-    )
-    number = re.compile(r"-?\d*\.\d+")
-    assert number.sub("#", shown) == number.sub("#", drawn), (
-        "python tools/ship.py figures/mini claims"
-    )
-    assert [float(x) for x in number.findall(shown)] == pytest.approx(
-        [float(x) for x in number.findall(drawn)], abs=0.011
-    )
-
-
-def test_outputs_are_shipped_unless_they_are_of_other_code(copy, tmp_path):
-    notebook, drawn = copy / "nbs/experiments/claims.ipynb", tmp_path / "drawn/claims"
-    drawn.mkdir(parents=True)
-    for name in ("claims.json", "run.json"):
-        (drawn / name).write_text('{"new": 1}')
-    before, nb = notebook.read_bytes(), json.loads(notebook.read_text(encoding="utf-8"))
-    last = [c for c in nb["cells"] if c["cell_type"] == "code"][-1]
-    progress = {"output_type": "stream", "name": "stderr", "text": ["100%"]}
-    last["outputs"] = [
-        progress,
-        {
-            "output_type": "execute_result",
-            "execution_count": 7,
-            "metadata": {},
-            "data": {"text/plain": ["a new verdict"]},
-        },
-    ]
-    source, last["source"] = last["source"], ["1 + 1"]
-    (drawn / "claims.ipynb").write_text(json.dumps(nb))
-    done = run("tools/ship.py", str(tmp_path / "drawn"), "claims", cwd=copy)
-    assert (
-        done.returncode == 1
-        and "ran other code" in done.stderr
-        and last["id"] in done.stderr
-        and notebook.read_bytes() == before
-    )
-    last["source"] = source
-    (drawn / "claims.ipynb").write_text(json.dumps(nb))
-    done = run("tools/ship.py", str(tmp_path / "drawn"), "claims", cwd=copy)
-    assert done.returncode == 0, done.stderr
-    outputs = [
-        c
-        for c in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-        if c["cell_type"] == "code"
-    ][-1]["outputs"]
-    assert [o["data"]["text/plain"] for o in outputs] == [["a new verdict"]] and outputs[0][
-        "execution_count"
-    ] is None  # cleaned, and no progress bar
-    assert (copy / "nbs/experiments/results/claims/claims.json").read_text() == '{"new": 1}'
 
 
 def test_no_machine_paths():

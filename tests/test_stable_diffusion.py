@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,6 +17,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from helpers import NBS
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from trainprove_nb.attribution.keys import detection_keys, reproduction
@@ -35,7 +35,7 @@ from trainprove_nb.models.pipelines import load_model, save_model
 from trainprove_nb.models.sampling import generate
 from trainprove_nb.suspects.generators import PipelineSuspect
 
-FIG6 = Path(__file__).resolve().parent.parent / "nbs/experiments/fig6.ipynb"
+FIG6 = NBS / "experiments/fig6.ipynb"
 V1, V2 = "sd-v1-5", "sd-v2-1"
 SIZE = {V1: 64, V2: 96}  # their own, as 512 and 768 are of the real ones
 BETAS = dict(
@@ -244,10 +244,8 @@ def test_folder_loads_without_a_checker(models, name):
 
 @pytest.mark.parametrize("name", SIZE)
 def test_training_conditions_on_what_sampling_conditions_on(models, name):
-    pipe, texts = (
-        load_model(str(models / name)),
-        ["a picture of a fox", "", "a person with red hair"],
-    )
+    pipe = load_model(str(models / name))
+    texts = ["a picture of a fox", "", "a person with red hair"]
     expected, _ = pipe.encode_prompt(texts, "cpu", 1, False)
     torch.testing.assert_close(encode_texts(pipe, texts), expected)
 
@@ -284,10 +282,8 @@ def draw_latents(pipe, texts):
 @pytest.fixture(scope="module", params=SIZE)
 def taught(request, models, data):
     "A model trained on four pairs: (pipeline, their captions, their latents, what it drew before, losses)."
-    pipe, pairs = (
-        load_model(str(models / request.param)),
-        read_pairs(data / "faces", 64).select(range(4)),
-    )
+    pipe = load_model(str(models / request.param))
+    pairs = read_pairs(data / "faces", 64).select(range(4))
     texts, latents = list(pairs["text"]), encode_images(pipe, pairs)
     return (
         pipe,
@@ -404,7 +400,9 @@ def test_two_datasets_of_one_name_are_refused(recipes, data, tmp_path):
 
 
 def test_source_that_exists_is_taken_as_it_is(recipes, models, data):
-    "Nobody trains a user's generator anew: it is read from its folder, and keys are mined among all pairs of its own training set."
+    """Nobody trains a user's generator anew: it is read from its folder.
+
+    Keys are mined among all pairs of its own training set."""
     made = recipes(
         trained={f"{V1}-faces": [str(models / V2), str(data / "laion")]}, train=8, mined=4, part=4
     )
@@ -514,12 +512,12 @@ def test_figure_files(figure):
     }
     assert {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()} == drawn | {
         "fig6.csv",
+        "fig6_models.csv",
         "fig6.json",
     }
     summary = json.loads((out / "fig6.json").read_text())
-    assert (
-        summary["parameters"]["sources"] == list(SOURCES) and len(summary["points"]) == 2 * 4 * 5
-    )  # calibration is not shown
+    # calibration is not shown
+    assert summary["parameters"]["sources"] == list(SOURCES) and len(summary["points"]) == 2 * 4 * 5
 
 
 def test_figure_keys_are_the_users_own_pictures(figure, data):
@@ -537,9 +535,10 @@ def test_figure_keys_are_the_users_own_pictures(figure, data):
 
 def test_figure_answers_have_the_size_asked_for(figure):
     answers = [np.load(p) for p in (figure / "lab" / "answers").glob("*/array.npy")]
+    # six models, two that learnt from marked pictures, and the source itself
     assert {a.shape for a in answers} == {(MINED, 64, 64, 3)} and len(answers) == len(SOURCES) * (
         3 * 6 + 2 + 3
-    )  # six models, two that learnt from marked pictures, and the source itself
+    )
 
 
 def test_figure_models_keep_their_scheduler(figure):
@@ -547,6 +546,5 @@ def test_figure_models_keep_their_scheduler(figure):
         json.loads(p.read_text())["_class_name"]
         for p in (figure / "lab" / "model").glob("*/scheduler/scheduler_config.json")
     ]
-    assert (
-        sorted(kept) == ["DDIMScheduler"] * 8 + ["PNDMScheduler"] * 9
-    )  # suspects of both, with and without watermark, and the source that was fine-tuned
+    # suspects of both, with and without watermark, and the source that was fine-tuned
+    assert sorted(kept) == ["DDIMScheduler"] * 8 + ["PNDMScheduler"] * 9

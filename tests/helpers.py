@@ -1,0 +1,184 @@
+"What several of the test files say or make: refusals, pictures, folders, notebooks that run."
+
+import ast
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from base64 import b64decode
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+
+from trainprove_nb import cli
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
+NOTEBOOKS = sorted(
+    p.relative_to(ROOT)
+    for p in NBS.rglob("*.ipynb")
+    if not re.search(r"/[._]", p.relative_to(ROOT).as_posix())
+)
+ANIMALS = ["cat face", "frog", "panda"]
+
+
+def sentence(text, *says):
+    "Check that a message is one readable line in which each of `says` (regular expressions) is found."
+    assert not re.search(r"\n|Traceback| object at 0x", text) and len(text) < 600, text
+    assert [s for s in says if not re.search(s, text)] == [], text
+
+
+def refused(call, *says, error=ValueError):
+    "Check that a call is refused, in one sentence in which each of `says` is found."
+    with pytest.raises(error) as e:
+        call()
+    sentence(str(e.value), *says)
+
+
+def says_exactly(call, message):
+    "Check that a call is refused with this message."
+    refused(call, f"^{re.escape(message)}$")
+
+
+def image(side=8):
+    "A noise picture."
+    return Image.fromarray(
+        np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    )
+
+
+def png():
+    "A PNG file's bytes."
+    out = io.BytesIO()
+    image().save(out, "png")
+    return out.getvalue()
+
+
+def folder_of(path, rows, files):
+    "An imagefolder with these lines of metadata and these files."
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    (path / "metadata.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return path
+
+
+GOOD = {"file_name": "a.png", "text": "a"}
+
+
+full = pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="needs /dev/full, a file that is always full"
+)
+
+
+def grid(name="fig6", **parameters):
+    "Run an experiment's notebook up to where its work begins, here and with other parameters."
+    cells = [c for c in nbformat.read(cli.experiments()[name], 4).cells if c.cell_type == "code"]
+    names = {}
+    for c in cells:
+        for statement in ast.parse(c.source).body:
+            if re.search(r"\b(made|build)\(", ast.unparse(statement)):
+                return names
+            exec(ast.unparse(statement), names)
+        if "parameters" in c.metadata.get("tags", []):
+            assert set(parameters) <= set(names)
+            names.update(parameters)
+    raise AssertionError("the notebook builds nothing")
+
+
+def pictures(n, side=8, seed=0):
+    "Noise pictures, uint8 (n, side, side, 3)."
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def write_imagefolder(folder, images, texts):
+    "Pictures as PNG files, their captions in metadata.jsonl."
+    with open(folder / "metadata.jsonl", "w") as f:
+        for k, (image, text) in enumerate(zip(images, texts, strict=True)):
+            Image.fromarray(image).save(folder / f"{k}.png")
+            f.write(json.dumps({"file_name": f"{k}.png", "text": text}) + "\n")
+
+
+def numbered(word, n):
+    "A dataset of texts: `word 0`, `word 1`, ..."
+    return Dataset.from_dict({"text": [f"{word} {k}" for k in range(n)]})
+
+
+def run(*args, cwd=ROOT, **env):
+    "Run Python with `args` and some environment; returns the finished process, its output as text."
+    return subprocess.run(
+        [sys.executable, *args],
+        cwd=cwd,
+        env={**os.environ, **env},
+        text=True,
+        capture_output=True,
+    )
+
+
+def cells(path):
+    "Cells of a notebook, by its path in the repository."
+    return nbformat.read(ROOT / path, 4).cells
+
+
+DRAWN = re.compile(r'data:image/png;base64,([^"\s]+)')  # a picture within a page
+
+
+def pictures_of(output):
+    "PNG files that one output of a cell shows, as bytes; as such, or within HTML."
+    data = output.get("data", {})
+    found = [data["image/png"]] if "image/png" in data else []
+    return [b64decode(x) for x in found + DRAWN.findall("".join(data.get("text/html", "")))]
+
+
+def papermill(*args, cwd):
+    "Run papermill's command; returns what it printed."
+    done = run("-m", "papermill", *args, cwd=cwd)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+GUARD = """
+import sys
+from pathlib import Path
+sys.meta_path = [f for f in sys.meta_path if "editable" not in getattr(f, "__module__", "")]
+sys.path = [p for p in sys.path if Path(p).resolve() != Path({root!r})]
+"""
+
+
+class Installed:
+    "The package from its wheel, in a folder of its own: `run` runs it where nothing of the checkout can be imported."
+
+    def __init__(self, source, folder):
+        self.folder, self.guard = folder / "site", folder / "guard"
+        made, offline = folder / "wheel", ["--no-deps", "--disable-pip-version-check", "-q"]
+        self._pip("wheel", str(source), "-w", str(made), "--no-build-isolation", *offline)
+        (self.wheel,) = made.glob("*.whl")
+        self._pip("install", str(self.wheel), "--target", str(self.folder), *offline)
+        self.guard.mkdir()
+        (self.guard / "sitecustomize.py").write_text(GUARD.format(root=str(ROOT)))
+
+    def _pip(self, *args):
+        done = run("-m", "pip", *args)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def run(self, *args, cwd, there=True):
+        "Run Python where the package is the installed one; or, unless `there`, where it is not at all."
+        places = [self.guard, self.folder] if there else [self.guard]
+        return run(*args, cwd=cwd, PYTHONPATH=os.pathsep.join(map(str, places)))
+
+    def trainprove(self, *args, cwd):
+        "Run the command; returns what it printed."
+        done = self.run(str(self.folder / "bin/trainprove"), *args, cwd=cwd)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        return done.stdout
+
+
+def results(folder, name):
+    "The folder below `folder` in which the command left an experiment's results."
+    (found,) = folder.glob(f"figures/*/{name}")
+    return found

@@ -1,0 +1,400 @@
+"The lab of classifiers: scales, recipes, trials, and how good the verdicts are."
+
+import json
+import math
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import ANIMALS, refused, says_exactly
+from scipy import stats
+
+from trainprove_nb.data.corpora import SPLITS, named
+from trainprove_nb.data.scenes import GROUND
+from trainprove_nb.lab import classifier_trials as verdicts
+from trainprove_nb.lab.classifier_recipes import FAMILIES, ClassifierRecipes
+from trainprove_nb.lab.classifier_scales import CLASSIFIER_SCALES, MINI_WORDINGS, classifier_scale
+from trainprove_nb.lab.classifier_trials import classifier_trials, quality
+from trainprove_nb.lab.engine import Lab
+from trainprove_nb.lab.trials import Trial
+from trainprove_nb.models.classifiers import ARCHITECTURES
+from trainprove_nb.models.pipelines import load_model, save_model
+from trainprove_nb.provenance.trainprove import WORDINGS, class_prompts
+
+# Scales
+
+
+def test_every_scale_is_well_formed():
+    for name in CLASSIFIER_SCALES:
+        classifier_scale(name)
+    refused(lambda: classifier_scale("huge"), "'huge'", "smoke")
+    refused(lambda: classifier_scale("mini", colour=1), "'colour'", "classes")
+    refused(lambda: classifier_scale("mini", suspect_images=500), "500", "80")
+    refused(
+        lambda: classifier_scale("mini", efforts=[1.0], shadow_architectures=["vit"]),
+        "1 shadows",
+        "at least 4",
+    )
+    refused(lambda: classifier_scale("mini", mixtures=[1.0]), "mixtures", "between 0 and 1")
+    refused(lambda: classifier_scale("mini", classes=["frog"]), "classes", "at least 2")
+    refused(lambda: classifier_scale("mini", losses=["hinge"]), "'hinge'", "focal")
+    refused(lambda: classifier_scale("mini", efforts=1), "efforts = 1", "list")
+    refused(lambda: classifier_scale("mini", training={"epoch": 3}), "'epoch'", "epochs")
+    refused(lambda: classifier_scale("mini", sampling={"stepz": 3}), "'stepz'", "steps")
+    refused(lambda: classifier_scale("mini", classes=["frog", "unicorn"]), "'unicorn'", "emoji")
+    refused(lambda: classifier_scale("mini", real="emojis"), "'emojis'", "avatars")
+    refused(lambda: classifier_scale("mini", lrs=[-1.0]), "rates above 0")
+    refused(lambda: classifier_scale("mini", mixtures=[0.001]), r"0\.001")
+    refused(
+        lambda: classifier_scale("mini", wordings={"shadow": ["a {name}"]}),
+        "wordings",
+        "validation",
+        "guidance",
+    )
+    for texts in ([], "a {name}", ["a panda"], ["a {nam}"], ["a {name} {x}"], ["a {name}}"], [5]):
+        refused(
+            partial(classifier_scale, "mini", wordings={**WORDINGS, "domain": texts}),
+            "domain",
+            "wordings",
+            r"\{name\}",
+        )
+
+
+@pytest.mark.parametrize(
+    "knobs, says",
+    [
+        (dict(shadow_lrs=[]), "shadow_lrs"),
+        (dict(generators=[3]), "generators has 3"),
+        (dict(losses=[["ce"]]), "losses"),
+        (dict(training={"lr": 0.5}), "no 'lr'"),
+        (dict(sampling={"size": 64}), "no 'size'"),
+        (dict(training={"epochs": 0}), "epochs = 0"),
+        (dict(batch_sizes=[0.5]), "batch_sizes has 0.5"),
+        (dict(weight_decays=[-1]), "weight_decays"),
+        (dict(drawn=-1), "drawn = -1"),
+    ],
+)
+def test_settings_of_origins_that_would_be_ignored_or_break_later(knobs, says):
+    from trainprove_nb.lab.classifier_scales import classifier_scale
+
+    refused(lambda: classifier_scale("mini", knobs), says, "give|choose|at least|is none")
+
+
+NAN, INF, HUGE = float("nan"), float("inf"), 10**9
+ONCE = "give a list (at least 1, each once) of"
+RATES = f"{ONCE} rates above 0 and at most 10"
+SIZES = "give a list (each once) of whole numbers of at least 1 and at most 100,000"
+DECAYS = "give a list (each once) of numbers of at least 0 and at most 100"
+
+
+def whole(most, least=1):
+    return f"give a whole number of at least {least} and at most {most}"
+
+
+@pytest.mark.parametrize(
+    "name, found, value, advice",
+    [
+        *[("seeds", "=", value, whole("10,000")) for value in (True, HUGE)],
+        *[("lrs", "has", value, RATES) for value in (NAN, INF, True)],
+        ("shadow_lrs", "has", 1e9, RATES),
+        ("efforts", "has", True, f"{ONCE} shares above 0 and at most 1"),
+        ("mixtures", "has twice", 0.5, "give a list (each once) of shares between 0 and 1"),
+        ("tuning", "=", True, "give a share above 0 and at most 1"),
+        ("threads", "=", True, whole("1,024")),
+        ("size", "=", True, whole("4,096")),
+        ("drawn", "=", True, whole("4,096", 0)),
+        *[("batch_sizes", "has", value, SIZES) for value in (True, HUGE)],
+        *[("weight_decays", "has", value, DECAYS) for value in (NAN, True)],
+        ("shadow_architectures", "has", ["vit"], f"{ONCE} names from {', '.join(ARCHITECTURES)}"),
+    ],
+)
+def test_a_knob_that_is_no_number_or_too_large(name, found, value, advice):
+    given = {"=": value, "has": [value], "has twice": [value, value]}[found]
+    message = f"{name} {found} {value}: {advice}"
+    says_exactly(lambda: classifier_scale("mini", {name: given}), message)
+
+
+@pytest.mark.parametrize(
+    "name, setting, value, advice",
+    [
+        *[("steps", "mini-lcm", value, whole("1,000,000")) for value in (0, NAN, True, "4")],
+        ("training", "epochs", HUGE, whole("100,000")),
+        ("training", "weight_decay", NAN, "give a number of at least 0 and at most 100"),
+    ],
+)
+def test_a_setting_that_is_no_number_or_too_large(name, setting, value, advice):
+    message = f"{name}: {setting} = {value!r}: {advice}"
+    says_exactly(lambda: classifier_scale("mini", {name: {setting: value}}), message)
+
+
+def test_steps_are_given_by_name():
+    says_exactly(
+        lambda: classifier_scale("mini", {"steps": {3: 4}}), "steps names 3: give texts as names"
+    )
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("wordings", [WORDINGS, MINI_WORDINGS], ids=["paper", "mini"])
+def test_no_suspect_learns_from_the_owners_prompts(wordings):
+    """Nor is the validation set drawn for those that shadows learn from.
+
+    And each text names its class once, so that real captions can be read for it."""
+    said = {use: set(class_prompts(texts, ANIMALS, 60)) for use, texts in wordings.items()}
+    for use in ("shadow", "validation"):
+        assert all(said[use].isdisjoint(said[other]) for other in said if other != use)
+    for texts in wordings.values():
+        assert (
+            named(class_prompts(texts, ANIMALS, 60), ANIMALS) == np.repeat(range(len(ANIMALS)), 60)
+        ).all()
+
+
+def test_generators_are_asked_in_words_that_they_know(tmp_path):
+    save_model(load_model("mini-v1"), tmp_path / "mine")
+
+    def said(**knobs):
+        generators = ["mini-v1", str(tmp_path / "mine")]
+        recipes = ClassifierRecipes(classifier_scale("mini", generators=generators, **knobs))
+        return {o: tuple(recipes.pictures(o, "domain")["wordings"]) for o in ("mini-v1", "mine")}
+
+    assert said() == {"mini-v1": MINI_WORDINGS["domain"], "mine": WORDINGS["domain"]}
+    assert said(wordings={**WORDINGS, "domain": ["a coin with a {name}"]}) == dict.fromkeys(
+        ("mini-v1", "mine"), ("a coin with a {name}",)
+    )
+
+
+def test_mini_wordings_have_a_ground_for_every_text():
+    "Without one mini-v2 draws a person where an animal is asked for."
+    for texts in MINI_WORDINGS.values():
+        tails = [t.rsplit(" on ", 1) for t in texts]
+        assert {ground for _, ground in tails} == set(GROUND) and len(set(texts)) == len(
+            texts
+        ) == math.lcm(len({t for t, _ in tails}), len(GROUND))
+
+
+def test_nobody_learns_from_what_he_is_asked_about():
+    recipes = ClassifierRecipes(classifier_scale("mini", generators=["mini-v1", "mini-v2"]))
+    for o in recipes.origins:
+        uses = [recipes.pictures(o, use) for use in ("shadow", "validation", *FAMILIES)]
+        if o == "real":
+            assert len({u["split"] for u in uses}) == 3
+        else:
+            assert len({(tuple(u["wordings"]), tuple(u["role"])) for u in uses}) == 5
+    names = [n for n in SPLITS if n.startswith("labelled")]
+    assert all(not set(SPLITS[a]) & set(SPLITS[b]) for a in names for b in SPLITS if a != b)
+    models = [t.model for t in classifier_trials(recipes)] + [
+        s for o in recipes.origins for s in recipes.shadows(o)
+    ]
+    assert len({m["training"]["seed"] for m in models}) == len(models)
+
+    def seen(models):
+        return {
+            json.dumps(p, sort_keys=True)
+            for m in models
+            for p in m["pairs"].get("parts", [m["pairs"]])
+        }
+
+    owners = seen(s for o in recipes.origins for s in recipes.shadows(o))
+    suspects = seen(t.model for t in classifier_trials(recipes))
+    asked = {json.dumps(recipes.pictures(o, "validation"), sort_keys=True) for o in recipes.origins}
+    assert not owners & suspects and not (owners | suspects) & asked
+    # of four wordings: shadows vary as suspects may
+    assert all(len(seen(recipes.shadows(o))) == 4 for o in recipes.generators)
+    made = [
+        (
+            json.dumps(m["pairs"], sort_keys=True)[:2000],
+            m["training"]["epochs"],
+            m["training"]["lr"],
+        )
+        for m in recipes.shadows("real")
+    ]
+    for part in (0, 2):
+        assert all(
+            len({m[part] for m in made if m[1] == epochs}) > 1 for epochs in {m[1] for m in made}
+        ), "wording or rate goes with length: nobody could tell them apart"
+
+
+def test_mixtures_hold_their_shares_class_by_class(tmp_path):
+    recipes = ClassifierRecipes(
+        classifier_scale("smoke", generators=["mini-v1"], classes=ANIMALS[:2])
+    )
+    lab = Lab(str(tmp_path))
+    x, y = lab.labelled(recipes.suspect("mini-v1", recipes.training_ways()[0], share=0.5)["pairs"])
+    made = {p.tobytes() for p in lab.labelled(recipes.pictures("mini-v1", "name"))[0]}
+    assert np.bincount(y).tolist() == [4, 4]
+    assert [sum(p.tobytes() in made for p in x[y == c]) for c in (0, 1)] == [2, 2]
+
+
+def test_a_blend_is_guilty_before_both_owners():
+    recipes = ClassifierRecipes(classifier_scale("mini"))
+    blends = [t for t in classifier_trials(recipes) if t.kind == "blend"]
+    assert len(blends) == 4 * 4 and {(t.origin, t.second) for t in blends} == {
+        ("mini-v1", "mini-v2"),
+        ("mini-v2", "mini-lcm"),
+        ("mini-lcm", "mini-dit"),
+        ("mini-dit", "mini-v1"),
+    }
+    for t in blends:
+        assert [p["model"]["name"] for p in t.model["pairs"]["parts"]] == [
+            t.origin,
+            t.second,
+        ] and t.model["pairs"]["n"] == [recipes.scale.suspect_images // 2] * 2
+    assert all(
+        t.kind != "blend"
+        for t in classifier_trials(
+            ClassifierRecipes(classifier_scale("mini", generators=["mini-v1"]))
+        )
+    )
+
+
+def test_batch_sizes_and_weight_decays_vary_the_suspects():
+    paper = ClassifierRecipes(
+        classifier_scale("mini", batch_sizes=[32, 64], weight_decays=[0.1, 0.01])
+    )
+    ways = paper.training_ways()
+    assert len(ways) == len(set(ways)) == 4 * 2 * 2 * 4
+    made = {
+        (m["training"]["batch_size"], m["training"]["weight_decay"])
+        for m in (paper.suspect("mini-v1", w) for w in ways)
+    }
+    assert made == {(b, w) for b in (32, 64) for w in (0.1, 0.01)}
+
+
+def test_pictures_may_be_drawn_larger_than_they_are_seen():
+    recipes = ClassifierRecipes(classifier_scale("mini", size=16, drawn=32))
+    drawn = recipes.pictures("mini-v1", "name")
+    assert (
+        drawn["sampling"]["size"] == 32
+        and drawn["size"] == 16
+        and recipes.pictures("real", "name")["size"] == 16
+    )
+
+
+# Verdicts
+
+
+def test_a_wrong_setting_is_no_acquittal(monkeypatch):
+    "Only a test that these answers leave nothing to measure by is void; a batch size of 0 is an error."
+    rng = np.random.default_rng(0)
+    said = {
+        o: (np.eye(3)[rng.integers(3, size=60)], rng.integers(3, size=60))
+        for o in ("mini-v1", "mini-v2", "real")
+    }
+    monkeypatch.setattr(verdicts, "class_answers", lambda *_: said)
+    recipes = ClassifierRecipes(classifier_scale("smoke"))
+    one = [Trial("real", "whole", 1.0, {}, way=("resnet", 1e-3, "ce", 0, "name"))]
+    refused(
+        lambda: verdicts.paper_verdicts(None, recipes, one, [0], ["accuracy"]), "batch_size = 0"
+    )
+    refused(lambda: verdicts.paper_verdicts(None, recipes, one, [40], ["accuracy"]), "2 batches")
+    # always right: nothing varies
+    said = {o: (np.eye(3)[np.zeros(60, int)], np.zeros(60, int)) for o in said}
+    found = verdicts.paper_verdicts(None, recipes, one, [10], ["accuracy"])
+    assert found.score.isna().all() and not found.accused.any()
+
+
+def test_a_test_paired_by_picture_sees_which_pictures_were_answered(monkeypatch):
+    """Two origins whose classifiers are right equally often, but on other pictures.
+
+    Only a test that looks at the pictures tells them apart."""
+    rng = np.random.default_rng(0)
+    chances = {"a": np.tile([0.9, 0.5], 100), "b": np.tile([0.5, 0.9], 100)}
+
+    def model(o):
+        return {
+            v: (np.eye(2)[(rng.random(200) > chances[o]).astype(int)], np.zeros(200, int))
+            for v in "ab"
+        }
+
+    made = {o: [model(o) for _ in range(10)] for o in "ab"}
+    recipes = SimpleNamespace(
+        origins=["a", "b"],
+        generators=["a"],
+        shadows=made.get,
+        scale=SimpleNamespace(classes=["x", "y"]),
+    )
+    monkeypatch.setattr(verdicts, "class_answers", lambda lab, recipes, m: m)
+    suspects = [SimpleNamespace(model=model(o)) for o in "aaaaabbbbb"]
+    found = verdicts.paired_verdicts(None, recipes, suspects)
+    assert found.accused.tolist() == [True] * 5 + [False] * 5
+
+
+# How good the verdicts are
+
+
+def test_quality_of_nobody_guilty_is_said_to_be_unknown():
+    found = quality(
+        pd.DataFrame(
+            dict(
+                suspect=range(3),
+                owner="mine",
+                guilty=[False] * 3,
+                accused=[False] * 3,
+                score=[0.0] * 3,
+            )
+        )
+    )
+    assert np.isnan(found["power"].value) and np.isnan(found["AUC"].value)
+    assert found["false accusations"].value == 0
+
+
+def test_intervals_count_suspects_and_not_verdicts():
+    "Asking before three owners instead of one, with the same answers, teaches nothing new."
+    rng = np.random.default_rng(0)
+    one = pd.DataFrame(
+        dict(
+            suspect=range(40),
+            owner="a",
+            guilty=np.arange(40) < 15,
+            accused=rng.random(40) < 0.4,
+            score=rng.normal(size=40),
+        )
+    )
+    once = quality(one)
+    thrice = quality(pd.concat([one.assign(owner=o) for o in "abc"], ignore_index=True))
+    for name in once:
+        # Newcombe's formula for three of a third is not quite that for one
+        near = 0.005 if name == "AUC" else 1e-8
+        assert np.allclose(tuple(once[name]), tuple(thrice[name]), atol=near), name
+    guilty = one[one.guilty]
+    low, high = stats.binomtest(int(guilty.accused.sum()), 15).proportion_ci(method="exact")
+    assert np.allclose(tuple(once["power"]), (guilty.accused.mean(), low, high))
+
+
+def test_auc_compares_cases_of_one_owner():
+    "Two owners whose scores lie at different levels: each tells all apart."
+    table = pd.DataFrame(
+        dict(
+            suspect=[0, 1, 0, 1],
+            owner=["a", "a", "b", "b"],
+            guilty=[True, False, False, True],
+            accused=False,
+            score=[2.0, 1.0, 11.0, 12.0],
+        )
+    )
+    assert quality(table)["AUC"].value == 1
+
+
+def test_constant_answers_and_the_share_of_the_guilty():
+    table = pd.DataFrame(
+        dict(
+            suspect=np.repeat(range(5), 4),
+            owner=list("abcd") * 5,
+            guilty=np.eye(5, 4, dtype=bool).ravel(),
+        )
+    )
+    shown = verdicts.quality_table(
+        {
+            "legal": verdicts.constant_verdicts(table),
+            "illegal": verdicts.constant_verdicts(table, 1),
+        },
+        table,
+    )
+    assert (
+        shown.guilty.tolist() == ["0.20", "0.20"]
+        and shown.accuracy.str[:4].tolist() == ["0.80", "0.20"]
+        and shown.F1.str[:4].tolist() == ["0.00", "0.33"]
+    )
