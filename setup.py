@@ -1,4 +1,5 @@
 "Package metadata, read from settings.ini."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -11,7 +12,9 @@ cfg = config["DEFAULT"]
 name, readme = cfg["lib_name"], here / "README.md"
 
 # The notebooks that papermill runs travel with the package, where they are: in nbs/
-NOTEBOOKS = {f"{name}.notebooks.{chapter}": f"nbs/{chapter}" for chapter in ("experiments", "audit")}
+NOTEBOOKS = {
+    f"{name}.notebooks.{chapter}": f"nbs/{chapter}" for chapter in ("experiments", "audit")
+}
 WEIGHTS = [f"weights/**/*.{ending}" for ending in ("safetensors", "json", "txt", "md", "png")]
 
 setup(
@@ -27,7 +30,10 @@ setup(
     package_dir=NOTEBOOKS,
     package_data={
         name: ["py.typed", *WEIGHTS],
-        **{package: ["*.ipynb", "results/*/*.csv", "results/*/*.json"] for package in NOTEBOOKS},
+        **{
+            package: ["*.ipynb", "results/*/*.csv", "results/*/*.json", "results/*/*.png"]
+            for package in NOTEBOOKS
+        },
     },
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

@@ -42,6 +42,7 @@ def keep(drawn, kept, name):
     "Copy tables and numbers; and the record of the run, unless it found what was there."
     kept.mkdir(parents=True, exist_ok=True)
     found = sorted([*drawn.glob(f"{name}*.csv"), drawn / f"{name}.json"])
+    found += sorted(drawn.glob(f"{name}_answers.png"))  # what an audited model drew
     there = kept / f"{name}.csv"
     known = there.is_file() and there.read_bytes() == (drawn / f"{name}.csv").read_bytes()
     for p in found if known and (kept / "run.json").is_file() else [*found, drawn / "run.json"]:

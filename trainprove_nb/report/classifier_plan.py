@@ -94,7 +94,7 @@ class ClassifierPlan:
         build_classifier_trials(self.lab, self.recipes, self.suspects, jobs, backend)
 
 # %% ../../nbs/report/classifier_plan.ipynb #4195a724
-TABLES = {"trainprove": ("", "thresholds", "shadows", "paired"), "batchsize": ("",)}
+TABLES = {"trainprove": ("", "ablations"), "batchsize": ("",)}
 MEANINGS = {"trainprove": trainprove_parameters, "batchsize": batchsize_parameters}
 
 # %% ../../nbs/report/classifier_plan.ipynb #8116bf7b

@@ -13,6 +13,8 @@ from ..lab.classifier_trials import quality
 from .batches import METHODS, accused_shares
 from trainprove_nb.report.classifier_results import (
     OURS,
+    PAIRED,
+    ablation_rates,
     accuracy_table,
     count_accused,
     mixed_before_others,
@@ -69,16 +71,16 @@ def _accused_by_network(rows):
     return listed(rows.groupby("architecture", sort=False).accused.mean().to_dict())
 
 # %% ../../nbs/report/classifier_sentences.ipynb #e1c4a684
-def _ability_point(verdicts, shadows):
+def _ability_point(verdicts, ablations):
     rows, whole = _whole(verdicts, "TrainProVe"), whole_cases(verdicts)
     able = whole.groupby("architecture", sort=False).accuracy.mean()
-    by_shadow = where(shadows.merge(whole[["suspect", "owner", "guilty"]]), guilty=False)
-    others = by_shadow.groupby("shadow", sort=False).accused.mean()
+    shadows = ablation_rates(ablations, "shadow").items()
+    others = {network: rates["false accusations"].value for network, rates in shadows}
     return (
         f"**What decides.** Origin is worth {between(_worth_of_origin(verdicts))} of "
         f"accuracy, the suspect's network up to {told(able.max() - able.min())}. Innocents accused, "
         f"by the suspect's network: {_accused_by_network(where(rows, guilty=False))}; by the "
-        f"shadow's network: {listed(others.to_dict())}."
+        f"shadow's network: {listed(others)}."
     )
 
 # %% ../../nbs/report/classifier_sentences.ipynb #5fd73be2
@@ -96,10 +98,9 @@ def _origin_point(verdicts, alpha):
     )
 
 # %% ../../nbs/report/classifier_sentences.ipynb #e3bee242
-def _others_point(verdicts, paired):
+def _others_point(verdicts, ablations):
     learnt = quality(_whole(verdicts, "attribution classifier"))
-    cases = whole_cases(verdicts)[["suspect", "owner", "guilty"]]
-    by_picture = quality(paired.merge(cases))
+    by_picture = ablation_rates(ablations, "paired")[PAIRED]
     return (
         f"The attribution classifier accuses {told(learnt['power'].value)} of the guilty and "
         f"{told(learnt['false accusations'].value)} of the innocent (AUC "
@@ -160,15 +161,15 @@ def trainprove_sentences(
     parameters: dict,  # of the run
 ) -> Markdown:
     "What came out of the experiment `trainprove`."
-    verdicts, p = tables[""], parameters
+    verdicts, ablations, p = tables[""], tables["ablations"], parameters
     run = (
         f"{len(p['generators'])} owners, {p['suspects']} suspects and {p['shadows']} shadows an "
         f"origin, {p['pictures']:,} validation pictures each"
     )
     points = [
         _published_point(verdicts),
-        _ability_point(verdicts, tables["shadows"]),
-        f"{_origin_point(verdicts, p['alpha'])} {_others_point(verdicts, tables['paired'])}",
+        _ability_point(verdicts, ablations),
+        f"{_origin_point(verdicts, p['alpha'])} {_others_point(verdicts, ablations)}",
         lead_not_proof(verdicts, p["alpha"]),
         _mixed_point(verdicts),
     ]

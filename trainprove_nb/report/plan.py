@@ -168,8 +168,7 @@ def usual_parameters(
 # %% ../../nbs/report/plan.ipynb #2bd50c30
 TABLES = {
     "fig6": ("models",),
-    "table1": ("instance", "narrow"),
-    "table2": ("distances",),
+    "table1": ("accused", "instance"),
     "hard": ("models", "keys"),
 }
 

@@ -48,13 +48,12 @@ def measure_table2(
     plan: Plan,  # of Table 2
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> dict:  # tables: "" (one row a model), and `distances` (one row a key and model)
+) -> dict:  # one table, "": one row a model
     "Make all models, ask them, and measure how far their answers are from the key pictures."
     trials = {x: _trials(plan, x) for x in plan.sources}
     plan.build([t for ts in trials.values() for t in ts], jobs, backend)
     rows = [row for x, ts in trials.items() for row in _distances_of(plan, x, ts)]
-    distances = pd.DataFrame(rows)
-    return {"": range_shares(distances, plan.parameters["edges"]), "distances": distances}
+    return {"": range_shares(pd.DataFrame(rows), plan.parameters["edges"])}
 
 # %% ../../nbs/report/ranges.ipynb #442db14d
 def range_names(
@@ -105,6 +104,13 @@ def mean_shares(
     columns = [c for c in table if c not in ("source", "model", "k")]
     return table.groupby(["source", "model"], sort=False)[columns].mean().round(3)
 
+# %% ../../nbs/report/ranges.ipynb #7a2a12a1
+def _below(table):
+    "Share of answers below each edge: one row a model, one column an edge."
+    ranges = [c for c in table if c.startswith("[")]
+    edges = [float(c[:-1].split(", ")[1]) for c in ranges]
+    return table[ranges].cumsum(axis=1).set_axis(edges, axis=1)
+
 # %% ../../nbs/report/ranges.ipynb #2b85eb29
 LOOKS = {
     "infringing": (COLOURS["detection"], "-"),
@@ -114,54 +120,65 @@ LOOKS = {
 }
 
 # %% ../../nbs/report/ranges.ipynb #cd286e0a
-def _cumulative(ax, distances):
+def _cumulative(ax, table):
     "Lines of one source's models; the first of each kind has a label."
-    for (kind, rho, k), part in distances.groupby(["kind", "rho", "k"], sort=False):
-        colour, line = LOOKS[kind]
-        label = f"infringing, ρ = {rho:g}" if kind == "infringing" else f"innocent: {kind}"
-        height = np.arange(1, len(part) + 1) / len(part)
-        look = dict(where="post", color=colour, ls=line, lw=1)
-        ax.step(np.sort(part.distance), height, label=None if k else label, **look)
+    below = _below(table)
+    for i, model, k in zip(table.index, table.model, table.k, strict=True):
+        guilty = model not in LOOKS
+        colour, line = LOOKS["infringing" if guilty else model]
+        label = f"infringing, {model}" if guilty else f"innocent: {model}"
+        look = dict(color=colour, ls=line, lw=1, marker=".", ms=4)
+        ax.plot([0, *below], [0, *below.loc[i]], label=None if k else label, **look)
 
 # %% ../../nbs/report/ranges.ipynb #256488da
 def range_figure(
-    distances: pd.DataFrame,  # one row a key and model
+    table: pd.DataFrame,  # of `range_shares`
     metric: str = "rms",  # of the distances
 ):
-    "Share of keys within a distance, one panel a source, one line a model. Returns the matplotlib figure."
-    label = f"distance ({metric.partition(':')[0]})"
+    "Share of answers within a distance, one panel a source, one line a model. Returns the matplotlib figure."
+    look = dict(
+        xlabel=f"distance ({metric.partition(':')[0]})",
+        ylabel="share of answers within it",
+        xlim=(0, max(_below(table))),
+        ylim=(0, 1.02),
+    )
 
     def draw(ax, name):
-        _cumulative(ax, where(distances, source=name))
+        _cumulative(ax, where(table, source=name))
         ax.axvline(0.15, color="k", lw=0.6)
-        ax.set(title=name, xlabel=label, ylabel="share of keys within it", ylim=(0, 1.02))
+        ax.set(title=name, **look)
 
-    fig = panel_grid(list(distances.source.unique()), draw)
+    names = list(table.source.unique())
+    fig = panel_grid(names, draw)
     lines = fig.axes[0].get_legend_handles_labels()
-    fig.legend(*lines, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    title = (
-        f"Answers to {distances.key.nunique()} keys, one line a model; the thin line is δ0 = .15"
-    )
-    fig.suptitle(title, fontsize=9)
+    columns = 4 if len(names) > 2 else 2  # a narrow figure has no room for more
+    fig.legend(*lines, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+    fig.suptitle("Answers to the keys, one line a model; the thin line is δ0 = .15", fontsize=9)
     return fig
 
 # %% ../../nbs/report/ranges.ipynb #685f1f5e
+def _telling_edge(edges):
+    "The edge that is spoken of: the paper's δ0, or the first where that is none."
+    return 0.15 if 0.15 in edges else edges[0]
+
+# %% ../../nbs/report/ranges.ipynb #7ca9df90
 def range_alt(
-    distances: pd.DataFrame,  # one row a key and model
+    table: pd.DataFrame,  # of `range_shares`
 ) -> str:
     "What is to be seen on the figure, in one sentence."
-    within = (distances.distance <= 0.15).groupby(distances.kind, sort=False).mean()
+    below = _below(table)
+    edge = _telling_edge(list(below))
+    within = below[edge].groupby(table.model, sort=False).mean()
     return (
-        f"Share of keys within a distance, one line a model, one panel for each of "
-        f"{distances.source.nunique()} sources; within .15 are on average "
-        f"{', '.join(f'{share:.2f} of answers ({kind})' for kind, share in within.items())}."
+        f"Share of answers within a distance, one line a model, one panel for each of "
+        f"{table.source.nunique()} sources; within {edge:g} are on average "
+        f"{', '.join(f'{share:.2f} of answers ({model})' for model, share in within.items())}."
     )
 
 # %% ../../nbs/report/ranges.ipynb #d460f0bb
 def _within(table, edge):
     "Share of answers below an edge, mean over the models of a kind: index source, columns models."
-    ends = [c for c in table if c.startswith("[") and float(c[:-1].split(", ")[1]) <= edge]
-    return table[ends].sum(axis=1).groupby([table.source, table.model], sort=False).mean().unstack()
+    return _below(table)[edge].groupby([table.source, table.model], sort=False).mean().unstack()
 
 # %% ../../nbs/report/ranges.ipynb #0a40e803
 def _gap_point(within, guilty):
@@ -189,7 +206,7 @@ def table2_sentences(
     parameters: dict,  # of the run
 ) -> Markdown:
     "What came out of Table 2."
-    edge = 0.15 if 0.15 in parameters["edges"] else parameters["edges"][0]
+    edge = _telling_edge(list(_below(table)))
     within = _within(table, edge)
     guilty = next(c for c in within if c.startswith("ρ"))
     points = [

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ALL_KINDS', 'ONE_KIND', 'choose_discriminators', 'measure_table1', 'without_controls', 'pooled_rates', 'in_words',
-           'scores_figure', 'scores_alt', 'accused_shares', 'against_controls', 'controls_table', 'table1_numbers',
-           'table1_sentences']
+           'scores_figure', 'scores_alt', 'accused_shares', 'accused_table', 'against_controls', 'controls_table',
+           'table1_numbers', 'table1_sentences']
 
 # %% ../../nbs/report/statistical.ipynb #a6fcf14f
 import numpy as np
@@ -74,25 +74,27 @@ def _scores(plan, controls, innocents):
     tables = [suspicions(plan.lab, plan.recipes, x, *how, controls[x]) for x in plan.sources]
     return pd.concat(tables, ignore_index=True)
 
+# %% ../../nbs/report/statistical.ipynb #b318fae7
+def _instance(plan):
+    "The score conf of the judged models, by the same keys."
+    lab, N = (plan.lab, plan.recipes), plan.parameters["N"]
+    tables = [measure_conf(*lab, x, N, strategies=plan.strategies) for x in plan.sources]
+    table = pd.concat(tables, ignore_index=True)
+    return table[table.kind != "calibration"]
+
 # %% ../../nbs/report/statistical.ipynb #a4277ab7
 def measure_table1(
     plan: Plan,  # of Table 1
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> (
-    dict
-):  # tables: "" (controls among the judged), `narrow` (shadows of one kind), `instance` (conf)
+) -> dict:  # tables: "" (controls among the judged), `accused` (by shadows), `instance` (conf)
     "Make all models and discriminators, and let these judge; conf of the same models by the same keys."
-    p, controls = plan.parameters, _controls(plan)
+    controls = _controls(plan)
     _build(plan, controls, jobs, backend)
-    narrow = without_controls(_scores(plan, controls, ONE_KIND))
-    lab = plan.lab, plan.recipes
-    instance = pd.concat(
-        [measure_conf(*lab, x, p["N"], strategies=plan.strategies) for x in plan.sources],
-        ignore_index=True,
-    )
-    instance = instance[instance.kind != "calibration"]
-    return {"": _scores(plan, controls, ALL_KINDS), "narrow": narrow, "instance": instance}
+    narrow, judged = (_scores(plan, controls, kinds) for kinds in (ONE_KIND, ALL_KINDS))
+    by_shadows = {"all kinds": judged, "disjoint data only": narrow}
+    accused = accused_shares({k: without_controls(v) for k, v in by_shadows.items()})
+    return {"": judged, "accused": accused, "instance": _instance(plan)}
 
 # %% ../../nbs/report/statistical.ipynb #0e884dd4
 def without_controls(
@@ -158,14 +160,24 @@ def scores_alt(
 # %% ../../nbs/report/statistical.ipynb #bbc59987
 def accused_shares(
     by_shadows: dict,  # which innocent shadows -> rows of `suspicions`
-) -> pd.DataFrame:  # index: kind of innocents; columns: which shadows, discriminator
+) -> pd.DataFrame:  # one row a kind of innocents: shadows, discriminator, kind, share
     "Share of innocents with a score of .5 or more."
-    found = {}
+    found = []
     for shadows, table in by_shadows.items():
-        innocent = table[table.kind != "infringing"].assign(accused=lambda t: t.score >= 0.5)
-        for name, part in innocent.groupby("discriminator", sort=False):
-            found[shadows, name] = part.groupby("kind", sort=False).accused.mean()
-    return pd.DataFrame(found)
+        innocent = table[table.kind != "infringing"].assign(share=lambda t: t.score >= 0.5)
+        shares = innocent.groupby(
+            ["discriminator", "kind"], sort=False, as_index=False
+        ).share.mean()
+        found.append(shares.assign(shadows=shadows))
+    return pd.concat(found, ignore_index=True)[["shadows", "discriminator", "kind", "share"]]
+
+# %% ../../nbs/report/statistical.ipynb #ec4378fe
+def accused_table(
+    accused: pd.DataFrame,  # of `accused_shares`
+) -> pd.DataFrame:  # index: shadows, discriminator; columns: kinds of innocents
+    "The same as a table to be read."
+    who = ["shadows", "discriminator"]
+    return accused.pivot_table("share", index=who, columns="kind", sort=False).round(2)
 
 # %% ../../nbs/report/statistical.ipynb #63c7ff29
 def against_controls(
@@ -212,12 +224,15 @@ def table1_numbers(
         source: {name: rates(rows) for name, rows in part.groupby("discriminator", sort=False)}
         for source, part in table.groupby("source", sort=False)
     }
-    accused = accused_shares({"all kinds": table, "disjoint data only": tables["narrow"]})
+    accused = {
+        " / ".join(who): dict(zip(part.kind, part.share, strict=True))
+        for who, part in tables["accused"].groupby(["shadows", "discriminator"], sort=False)
+    }
     return {
         "pooled": pooled_rates(table, tables["instance"]),
         "sources": sources,
         "whose": against_controls(tables[""]),
-        "accused": {" / ".join(k): v for k, v in accused.to_dict().items()},
+        "accused": accused,
     }
 
 # %% ../../nbs/report/statistical.ipynb #d2a67ea3
@@ -264,16 +279,13 @@ def _others_point(table, names):
     )
 
 # %% ../../nbs/report/statistical.ipynb #3fc4b151
-def _shadows_point(table, narrow, name):
+def _shadows_point(accused, name):
     "What innocent shadows of all kinds are good for."
-    same = where(table, discriminator=name, kind="same data")
-    if narrow is None:
-        return None
-    narrow = where(narrow, discriminator=name, kind="same data")
+    same = where(accused, discriminator=name, kind="same data").set_index("shadows").share
     return (
         f"**Innocents who know the source's pictures**, before the discriminator on {name}: with innocent "
-        f"shadows of disjoint data alone it accuses {tally(narrow.score >= 0.5)}, with shadows of every "
-        f"kind {tally(same.score >= 0.5)}."
+        f"shadows of disjoint data alone it accuses a share of {told(same['disjoint data only'])} of them, "
+        f"with shadows of every kind {told(same['all kinds'])}."
     )
 
 # %% ../../nbs/report/statistical.ipynb #da47046f
@@ -303,7 +315,7 @@ def table1_sentences(
         _rates_point(table, best),
         _errors_point(table, best),
         _others_point(table, others),
-        _shadows_point(table, tables.get("narrow"), best),
+        _shadows_point(tables["accused"], best),
         _whose_point(tables[""]),
     ]
     return came_out(parameters, points)
