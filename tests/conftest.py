@@ -17,7 +17,8 @@ from trainprove_nb.data.pairs import pixels
 
 # Files that share a fixture which takes long to make, and so a worker
 GROUPS = {"test_house.py": "installed", "test_audit.py": "installed"}
-CACHES = ("__pycache__", ".ipynb_checkpoints")
+# What comes and goes while other tests run
+PASSING = ("__pycache__", ".ipynb_checkpoints", "*.drawn.ipynb")
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
@@ -56,7 +57,7 @@ def copy_of(root, *names, skip=()):
     "Copy folders and files of the repository to `root`."
     for name in names:
         if (ROOT / name).is_dir():
-            ignore = shutil.ignore_patterns(*CACHES, *skip)
+            ignore = shutil.ignore_patterns(*PASSING, *skip)
             shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=ignore)
         else:
             shutil.copy2(ROOT / name, root)
