@@ -99,6 +99,7 @@ REDRAWN = {
     for p in NOTEBOOKS
     if {"redraw", "results"} & set(parameters(p)) and "out" in parameters(p)
 }
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of an object in memory
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?", re.I)
 
 
@@ -140,7 +141,9 @@ def differences(one, other):
     "Kinds of content in which an output of a cell differs from another."
     for kind in sorted(set(one.data) | set(other.data)):
         if kind.startswith("text/"):
-            texts = [DRAWN.sub("", "".join(o.data.get(kind, ""))) for o in (one, other)]
+            texts = [
+                ADDRESS.sub("", DRAWN.sub("", "".join(o.data.get(kind, "")))) for o in (one, other)
+            ]
             if found := difference(*texts):
                 yield f"{kind}: {found}"
     pictures = [pictures_of(o) for o in (one, other)]
@@ -246,13 +249,27 @@ def test_every_experiment_with_results_can_be_drawn_again():
     assert set(REDRAWN) == {p.name for p in RESULTS.iterdir() if p.is_dir()}
 
 
-@pytest.mark.parametrize("name", REDRAWN)
+# Its shipped run is of an earlier version, which kept no table: only measuring it anew mends that
+WITHOUT_TABLE = {"audit_classifier"}
+WITH_TABLE = sorted(set(REDRAWN) - WITHOUT_TABLE)
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_TABLE))
+def test_results_without_a_table_are_refused_in_one_sentence(name, tmp_path):
+    assert not (RESULTS / name / f"{name}.csv").exists(), "it can be drawn again: hold its page too"
+    command = ["figures", name, "--redraw", "--out", str(tmp_path)]
+    done = run("-m", "trainprove_nb.cli", *command)
+    assert done.returncode == 1
+    assert re.search(rf"Error: {name} stopped: no {name}.csv in .*give the folder", done.stderr)
+
+
+@pytest.mark.parametrize("name", WITH_TABLE)
 def test_page_shows_what_the_shipped_results_say(redrawn, name):
     found = not_the_same(shown(ROOT / REDRAWN[name]), shown(redrawn(name) / f"{name}.ipynb"))
     assert found == {}, f"python tools/ship.py figures/mini {name}"
 
 
-@pytest.mark.parametrize("name", REDRAWN)
+@pytest.mark.parametrize("name", WITH_TABLE)
 def test_drawing_again_changes_no_number_and_touches_no_model(redrawn, name):
     drawn, shipped = redrawn(name), RESULTS / name
     tables = sorted(p.name for p in shipped.glob("*.csv"))
