@@ -146,8 +146,9 @@ def results_folder(
     "The name of a folder that says with which settings its figures were drawn."
     told = {k: v for k, v in settings.items() if k not in ("backend", "redraw", "results")}
     name = "-".join([scale, *(f"{k}={v}" for k, v in told.items())])
-    safe = re.sub(r"[^\w=.,+-]+", "", name.replace(", ", ","))
-    if safe == name.replace(" ", "") and len(safe) <= 80:
+    name = name.replace(", ", ",")
+    safe = re.sub(r"[^\w=.,+-]+", "", name)
+    if safe == name and len(safe) <= 80:
         return safe
     return f"{safe[:60]}-{sha256(name.encode()).hexdigest()[:8]}"
 

@@ -75,7 +75,7 @@ def save_results(
 # %% ../../nbs/report/results.ipynb #b725fdec
 def _read_table(file: Path) -> pd.DataFrame:
     "A CSV file to the last digit; a text that is missing is an empty one."
-    table = pd.read_csv(file, float_precision="round_trip")
+    table = pd.read_csv(file, low_memory=False)
     texts = [c for c in table if not pd.api.types.is_numeric_dtype(table[c])]
     return table.assign(**{c: table[c].fillna("") for c in texts})
 
