@@ -16,7 +16,7 @@ from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.generator_trials import generator_stages
-from trainprove_nb.lab.makers import SHARES, own_split
+from trainprove_nb.lab.makers import SHARES, user_split
 from trainprove_nb.lab.store import DamagedArtifact, Store, recipe_name, seed_of
 
 # Recipes and seeds
@@ -187,22 +187,22 @@ def own(n, copies):
 def test_own_splits_are_disjoint_and_hold_every_picture_once():
     ds, seen = own(97, 4), []
     for split, n in zip(SHARES, (39, 29, 24, 5), strict=False):
-        seen += [i.tobytes() for i in own_split(ds, split, n)["image"]]
+        seen += [i.tobytes() for i in user_split(ds, split, n)["image"]]
         with pytest.raises(ValueError):
-            own_split(ds, split, n + 1)
+            user_split(ds, split, n + 1)
     assert len(seen) == len(set(seen)) == 97 and set(seen) == {i.tobytes() for i in ds["image"]}
-    assert sorted(i.tobytes() for i in own_split(ds, "all", 97)["image"]) == sorted(seen)
+    assert sorted(i.tobytes() for i in user_split(ds, "all", 97)["image"]) == sorted(seen)
 
 
 def test_own_split_of_n_begins_the_larger_one():
     ds = own(100, 1)
-    assert own_split(ds, "real", 5)["text"][:] == own_split(ds, "real", 30)["text"][:5]
+    assert user_split(ds, "real", 5)["text"][:] == user_split(ds, "real", 30)["text"][:5]
 
 
 def test_own_split_of_more_pictures_than_there_are():
     ds = pair_sets.pairs([image()] * 30 + [image(9)], ["text"] * 31)
     refused(
-        lambda: own_split(ds, "source", 5, "my pictures"),
+        lambda: user_split(ds, "source", 5, "my pictures"),
         "5 pairs",
         "source split of my pictures",
         "has 1 .of 2 different",
@@ -212,7 +212,7 @@ def test_own_split_of_more_pictures_than_there_are():
 
 NAMES = {
     "split of own pictures": (
-        lambda: own_split(pair_sets.pairs([image()], ["text"]), "pretrain", 1),
+        lambda: user_split(pair_sets.pairs([image()], ["text"]), "pretrain", 1),
         "'pretrain'",
         "source, real, calibration, evaluation",
     ),
