@@ -55,7 +55,7 @@ lint: venv
 	@.venv/bin/ruff format --quiet --check
 
 test: lint
-	.venv/bin/python -m pytest tests -n '$(JOBS)' --dist loadgroup
+	.venv/bin/python -m pytest tests -n '$(JOBS)' --dist loadscope
 
 docs: venv
 	.venv/bin/python tools/docs.py _docs
