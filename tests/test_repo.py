@@ -181,3 +181,25 @@ def test_no_machine_paths():
         for p in sorted(paths)
         if p.is_file() and p.suffix not in (".safetensors", ".png") and home.search(p.read_bytes())
     ] == []
+
+
+def without_words(cell):
+    "Pictures among a cell's outputs that have no text to stand for them."
+    if re.search(r'^#\| fig-alt: "\S', "".join(cell["source"]), re.M):
+        return []
+    pictures = [o for o in cell.get("outputs", []) if "image/png" in o.get("data", {})]
+    return [o for o in pictures if not o["metadata"].get("image/png", {}).get("alt")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
+def test_every_picture_says_what_it_shows(path):
+    cells = json.loads((ROOT / path).read_text(encoding="utf-8"))["cells"]
+    assert [c["id"] for c in cells if without_words(c)] == [], "give it alt=... or #| fig-alt"
+
+
+def test_a_picture_without_words_is_noticed():
+    picture = {"data": {"image/png": ""}, "metadata": {}}
+    assert without_words({"source": ["sheet(x)"], "outputs": [picture]})
+    assert not without_words(
+        {"source": ['#| fig-alt: "A fox."\n', "sheet(x)"], "outputs": [picture]}
+    )

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 INDEX = NBS / "index.ipynb"
 PICTURE = "images/readme-{}"  # in nbs/, for pictures that are outputs of index.ipynb
+FIG_ALT = re.compile(r'#\|\s*fig-alt:\s*"(.*)"')  # what a picture shows, in Quarto's words
 KINDS = {"image/svg+xml": ".svg", "image/png": ".png"}
 
 
@@ -60,6 +61,8 @@ def plain(nb):
         if cell.cell_type != "code":
             continue
         lines = cell.source.splitlines()
+        if alt := next(filter(None, map(FIG_ALT.fullmatch, lines)), None):
+            cell.metadata["alt"] = alt[1]
         if any(re.fullmatch(r"#\|\s*echo:\s*false\s*", line) for line in lines):
             cell.metadata["transient"] = {"remove_source": True}
         cell.source = "\n".join(line for line in lines if not line.startswith("#|"))
