@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHARES', 'NOTHING', 'WHEN_READ', 'PAIRS', 'ARRAY', 'PIPELINE', 'CLASSIFIER', 'DRAWN', 'KINDS', 'user_split',
            'make_pairs', 'make_model', 'make_generated', 'make_watermarked', 'make_prompts', 'make_reproduction',
-           'make_leak', 'make_keys', 'make_answers', 'make_scores', 'named_pairs', 'make_labelled', 'make_classifier',
-           'make_class_scores', 'Kind', 'check_recipe']
+           'make_leak', 'make_keys', 'make_answers', 'make_scores', 'make_losses', 'named_pairs', 'make_labelled',
+           'make_classifier', 'make_class_scores', 'Kind', 'check_recipe']
 
 # %% ../../nbs/lab/makers.ipynb #b0f11715
 import json
@@ -31,6 +31,7 @@ from ..data.corpora import CORPORA, corpus, named
 from ..data.distance import distance
 from ..data.folders import read_pairs
 from ..data.pairs import pairs, pixels, square
+from ..evidence.denoising import denoising_losses
 from .store import seed_of
 from trainprove_nb.models.classifiers import (
     classifier,
@@ -221,6 +222,15 @@ def make_scores(lab, r, folder, scratch):
     )
     np.save(folder / "array.npy", [suspicion(trained, shown(a)) for a in r["judged"]])
 
+# %% ../../nbs/lab/makers.ipynb #684d25a4
+def make_losses(lab, r, folder, scratch):
+    "Logarithms of a model's denoising losses on pictures, level by level."
+    shown = lab.pairs(r["pairs"])
+    found = denoising_losses(
+        lab.model(r["model"]), pixels(shown), list(shown["text"]), tuple(r["levels"]), r["seed"]
+    )
+    np.save(folder / "array.npy", found)
+
 # %% ../../nbs/lab/makers.ipynb #9fa17268
 def named_pairs(
     r: dict,  # recipe of a `labelled` from a user's folder
@@ -355,6 +365,9 @@ KINDS = {  # as it is stored -> what it is
         "architecture classes size pairs start training threads",
         make_classifier,
         CLASSIFIER,
+    ),
+    "losses": Kind(
+        "denoising losses of pictures", "model pairs levels seed threads", make_losses, ARRAY
     ),
     "said": Kind(
         "a classifier's scores of pictures", "model pairs threads", make_class_scores, ARRAY
