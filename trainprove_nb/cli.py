@@ -33,6 +33,7 @@ ORDER = (
     "fig6",
     "fig7",
     "hard",
+    "release",
     "table1",
     "table2",
     "trainprove",

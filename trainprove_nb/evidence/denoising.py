@@ -30,8 +30,8 @@ def _errors(pipe, noising, z, condition, mask, t, noise) -> torch.Tensor:  # (n,
     answer = predict(pipe, *shown).float().cpu()
     return ((answer - target_of(noising, z, noise, t)) ** 2).flatten(1).mean(1)
 
-# %% ../../nbs/evidence/denoising.ipynb #9839cd6d
-LEVELS = (100, 150, 200, 250, 300, 400)  # of 1,000: where shadows of the mini lab told most
+# %% ../../nbs/evidence/denoising.ipynb #365e415d
+LEVELS = (100, 150, 200, 300)  # of 1,000: where shadows of the mini lab told most
 
 # %% ../../nbs/evidence/denoising.ipynb #5ab34933
 @torch.inference_mode()

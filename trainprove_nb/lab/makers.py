@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SHARES', 'NOTHING', 'WHEN_READ', 'PAIRS', 'ARRAY', 'PIPELINE', 'CLASSIFIER', 'DRAWN', 'KINDS', 'user_split',
            'make_pairs', 'make_model', 'make_generated', 'make_watermarked', 'make_prompts', 'make_reproduction',
-           'make_leak', 'make_keys', 'make_answers', 'make_scores', 'make_losses', 'named_pairs', 'make_labelled',
-           'make_classifier', 'make_class_scores', 'Kind', 'check_recipe']
+           'make_leak', 'make_keys', 'make_answers', 'make_scores', 'make_losses', 'make_restored', 'named_pairs',
+           'make_labelled', 'make_classifier', 'make_class_scores', 'Kind', 'check_recipe']
 
 # %% ../../nbs/lab/makers.ipynb #b0f11715
 import json
@@ -32,6 +32,7 @@ from ..data.distance import distance
 from ..data.folders import read_pairs
 from ..data.pairs import pairs, pixels, square
 from ..evidence.denoising import denoising_losses
+from ..evidence.restoring import PipelineRestorer, restoring_losses
 from .store import seed_of
 from trainprove_nb.models.classifiers import (
     classifier,
@@ -231,6 +232,13 @@ def make_losses(lab, r, folder, scratch):
     )
     np.save(folder / "array.npy", found)
 
+# %% ../../nbs/lab/makers.ipynb #063a3290
+def make_restored(lab, r, folder, scratch):
+    "How far from themselves pictures come back from a model's partial noise."
+    shown = lab.pairs(r["pairs"])
+    restorer = PipelineRestorer(lab.model(r["model"]), **r["restoring"])
+    np.save(folder / "array.npy", restoring_losses(restorer, pixels(shown), list(shown["text"])))
+
 # %% ../../nbs/lab/makers.ipynb #9fa17268
 def named_pairs(
     r: dict,  # recipe of a `labelled` from a user's folder
@@ -368,6 +376,12 @@ KINDS = {  # as it is stored -> what it is
     ),
     "losses": Kind(
         "denoising losses of pictures", "model pairs levels seed threads", make_losses, ARRAY
+    ),
+    "restored": Kind(
+        "how far from themselves pictures come back",
+        "model pairs restoring threads",
+        make_restored,
+        ARRAY,
     ),
     "said": Kind(
         "a classifier's scores of pictures", "model pairs threads", make_class_scores, ARRAY
