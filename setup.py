@@ -38,7 +38,8 @@ setup(
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
     extras_require={
-        extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "dask", "ray", "lpips")
+        extra: cfg[f"{extra}_requirements"].split()
+        for extra in ("dev", "dask", "ray", "lpips", "onnx")
     },
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),

@@ -154,9 +154,9 @@ def test_an_audits_numbers_are_those_of_scipy_and_numpy(elsewhere, asked):
     folder = results(elsewhere, "audit_generator")
     found = json.loads((folder / "audit_generator.json").read_text())["verdict"]
     shadows = pd.read_csv(folder / "audit_generator.csv")
-    assert list(found["pvalues"]) == [*INNOCENTS, "another's data"]
+    assert list(found["indices"]) == [*INNOCENTS, "another's data"]
     assert found["infringing shadows"] == 3
-    for kind, p in found["pvalues"].items():
+    for kind, p in found["indices"].items():
         x = shadows.mean_distance[shadows.kind == kind]
         # all but those who know the source's data share a third of their pictures
         far = x.std() * (1 + 1 / 3 + (0 if kind == "same data" else 1)) ** 0.5
@@ -166,4 +166,4 @@ def test_an_audits_numbers_are_those_of_scipy_and_numpy(elsewhere, asked):
     to_key = ((pictures / 255 - keys / 255) ** 2).mean((1, 2, 3)) ** 0.5
     assert found["conf"] == (to_key <= 0.15).mean()
     assert found["mean_distance"] == pytest.approx(to_key.mean())
-    assert found["p"] == max(found["pvalues"].values())
+    assert found["index"] == max(found["indices"].values())

@@ -376,13 +376,14 @@ def test_rates_agree_with_sklearn():
     y, found = table.kind == "infringing", rates(table)
     assert found["accuracy"].value == accuracy_score(y, table.score >= 0.5)
     assert found["AUC"].value == pytest.approx(roc_auc_score(y, table.score))
+    assert str(found.pop("TPR@1%FPR")) == "not estimable"  # of thirty innocents
     assert all(low <= v <= high for v, low, high in found.values())
     fpr, tpr, _ = roc_curve(y, table.score, drop_intermediate=False)
-    for rate in (0.1, 0.01):
-        assert found[f"TPR@{rate:.0%}FPR"].value == tpr[fpr <= rate].max()
+    # of thirty innocents two may be above: with one more of their kind, three of 31
+    assert found["TPR@10%FPR"].value == tpr[fpr <= 2 / 30].max()
     # the same models before two sources: Newcombe's formula for two halves is not quite that for
     # one whole, and the bootstrap draws other numbers
     twice = pd.concat([table.assign(model=range(50), source=x) for x in "ab"])
-    for name, value in rates(twice).items():
+    for name, value in list(rates(twice).items())[:-1]:
         near = {"accuracy": 1e-9, "AUC": 0.005}.get(name, 0.06)
         assert tuple(value) == pytest.approx(tuple(found[name]), abs=near), name

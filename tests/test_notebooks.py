@@ -41,6 +41,7 @@ MODULES = [
     for p in sorted((ROOT / "nbs").rglob("*.ipynb"))
     if any(c.source.startswith("#| default_exp") for c in cells(p))
 ]
+MODULES.append("nbs/evidence/breaches.ipynb")  # shows what others export
 
 
 @pytest.fixture(scope="module")

@@ -293,7 +293,9 @@ def test_a_folder_prepares_pictures_as_its_settings_say(labelled, tmp_path):
             )
         assert asked.shape[2] == (28 if "crop_pct" in settings else 64)
     file.unlink()
-    assert np.allclose(FolderClassifier(str(tmp_path), ANIMALS)(x), expected(0.5, 0.5), atol=1e-4)
+    refused(
+        lambda: FolderClassifier(str(tmp_path), ANIMALS), "how pictures are prepared", "prepare="
+    )
     file.write_text('{"image_processor_type": "NoSuchProcessor"}')
     refused(
         lambda: FolderClassifier(str(tmp_path), ANIMALS),

@@ -14,6 +14,7 @@ from trainprove_nb.lab.knobs import (
     MachineKnobs,
     Mapping,
     Settings,
+    Switch,
     Text,
     choose_scale,
     count,
@@ -126,6 +127,11 @@ class SuspectKnobs:
         "shadow models of each kind, which a discriminator learns from (paper: s = 10)",
         count(1, 10_000),
         "models",
+    )
+    every_rho: bool = knob(
+        False,
+        "as many infringing shadows at every ρ, and a threshold set on shadows that were left out",
+        Switch(),
     )
 
 # %% ../../nbs/lab/generator_scales.ipynb #691bf6f9

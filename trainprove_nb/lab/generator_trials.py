@@ -93,16 +93,16 @@ def shadow_trials(
 ) -> list:  # of `Trial`
     """Models that a discriminator learns from and is never judged on.
 
-    Infringing ones, their ρ going down from the largest, and innocents of every kind. Raises
-    ValueError when no ρ is above 0."""
+    Infringing ones, their ρ going down from the largest, or at every ρ (knob `every_rho`), and
+    innocents of every kind. Raises ValueError when no ρ is above 0."""
     scale = recipes.scale
     rhos = sorted((rho for rho in scale.rhos if rho), reverse=True)
     if not rhos:
         raise ValueError(f"rhos = {list(scale.rhos)}: infringing shadows need one above 0")
-    models = []
-    for k in range(scale.shadows):
-        rho = rhos[k % len(rhos)]
-        models.append(("infringing", rho, k, recipes.suspect(source, rho, k, "shadow")))
+    which = [(rhos[k % len(rhos)], k) for k in range(scale.shadows)]
+    if scale.every_rho:
+        which = list(product(rhos, range(scale.shadows)))
+    models = [("infringing", rho, k, recipes.suspect(source, rho, k, "shadow")) for rho, k in which]
     models += _innocent(recipes, source, scale.shadows, "shadow")
     return _asked(recipes, source, models, [strategy])
 

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 
 import numpy as np
 from datasets import Dataset
@@ -29,6 +30,7 @@ from ..attribution.prompts import optimise_prompts
 from ..attribution.watermark import draw_message, embed
 from ..data.corpora import CORPORA, corpus, named
 from ..data.distance import distance
+from ..data.duplicates import group_ranks, near_groups
 from ..data.folders import read_pairs
 from ..data.pairs import pairs, pixels, square
 from ..evidence.denoising import denoising_losses
@@ -62,7 +64,7 @@ def _different(images):
     "Places of the pictures that are not one that came before."
     seen = {}
     for k, image in enumerate(images):
-        seen.setdefault(image.tobytes(), k)
+        seen.setdefault(sha256(image.tobytes()).digest(), k)
     return list(seen.values())
 
 # %% ../../nbs/lab/makers.ipynb #a9c0ece2
@@ -81,8 +83,9 @@ def user_split(
             "a base's own pictures are given by the knob pretraining"
         )
     order = np.random.default_rng(seed_of("own split")).permutation(_different(ds["image"]))
-    low, high = SHARES.get(split, (0, 1))
-    part = order[round(low * len(order)) : round(high * len(order))]
+    rank = group_ranks(order, near_groups(ds))
+    low, high = (round(share * len(order)) for share in SHARES.get(split, (0, 1)))
+    part = order[(low <= rank) & (rank < high)]
     n = len(part) if n is None else n
     if len(part) < n:
         raise ValueError(

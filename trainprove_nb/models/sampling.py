@@ -23,13 +23,18 @@ def _draw(
     "One batch of pictures, each from a generator of its own."
     generators = [torch.Generator("cpu").manual_seed(int(s)) for s in seeds]
     images = pipe(prompt=list(prompts), generator=generators, output_type="np", **options).images
+    if not np.isfinite(images).all():
+        raise ValueError(
+            f"the model drew what is no picture (not finite numbers) for {prompts[0]!r} or one of the "
+            f"{len(prompts)} asked with it: sample in single precision, or give a model that is whole"
+        )
     return (images * 255).round().astype(np.uint8)
 
 # %% ../../nbs/models/sampling.ipynb #90a87aef
 def _sampling_options(
     pipe: Callable,
-    steps: int,
-    guidance: float,
+    steps: int | None,  # None: the pipeline's own
+    guidance: float | None,  # None: the pipeline's own
     size: int | None,
 ) -> dict:  # keyword arguments
     """What is asked of a pipeline, by its own names.
@@ -38,16 +43,23 @@ def _sampling_options(
     Prompt and size are taken as they are."""
     known = inspect.signature(pipe.__call__).parameters
     stage = "prior_" if "prior_num_inference_steps" in known else ""
-    options = {f"{stage}num_inference_steps": steps, f"{stage}guidance_scale": guidance}
+    asked = {f"{stage}num_inference_steps": steps, f"{stage}guidance_scale": guidance}
+    options = {name: value for name, value in asked.items() if value is not None}
     for meddling in ("use_resolution_binning", "clean_caption"):
         if meddling in known:
             options[meddling] = False
-    if "max_sequence_length" in known:
-        longest = known["max_sequence_length"].default
-        options["max_sequence_length"] = min(longest, pipe.tokenizer.model_max_length)
+    if "max_sequence_length" in known and known["max_sequence_length"].default:
+        options["max_sequence_length"] = _prompt_length(pipe, known["max_sequence_length"].default)
     if size is not None:
         options |= {"height": size, "width": size}
     return options
+
+# %% ../../nbs/models/sampling.ipynb #b092d6a1
+def _prompt_length(pipe: Callable, allowed: int) -> int:
+    "How many tokens of a prompt are read: what the pipeline allows, and some tokenizer holds."
+    names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    tokenizers = [getattr(pipe, name, None) for name in names]
+    return min(allowed, max(t.model_max_length for t in tokenizers if t is not None))
 
 # %% ../../nbs/models/sampling.ipynb #54551da7
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -82,8 +94,9 @@ def generate(
     pipe: Callable,  # a diffusers text-to-image pipeline
     prompts: list,  # n texts
     seeds: list,  # n whole numbers, one a picture
-    steps: int = 15,  # denoising steps
-    guidance: float = 2.0,  # classifier-free guidance scale; 1 is none
+    steps: int | None = 15,  # denoising steps; None: the pipeline's own
+    guidance: float
+    | None = 2.0,  # classifier-free guidance scale; 1 is none; None: the pipeline's own
     batch_size: int = 64,  # pictures at a time
     size: int | None = None,  # pixels a side; None: the model's own
     mixed_precision: str = "no",  # "no", "fp16" or "bf16"
@@ -91,7 +104,7 @@ def generate(
 ) -> np.ndarray:  # uint8 (n, height, width, 3)
     """Sample one picture for each prompt and seed.
 
-    Raises ValueError when their numbers differ or a prompt is not a text."""
+    Raises ValueError when their numbers differ, a prompt is not a text, or what is drawn is no picture."""
     _check_request(prompts, seeds, mixed_precision)
     options = _sampling_options(pipe, steps, guidance, size)
     precision = torch.autocast(

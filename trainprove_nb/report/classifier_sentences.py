@@ -125,16 +125,30 @@ def _counted(rows):
     return listed({r.Index: f"{r.accused} of {r.of}" for r in counts.itertuples()})
 
 # %% ../../nbs/report/classifier_sentences.ipynb #7b3b6bb2
+def _mixtures(verdicts, alpha):
+    "How often mixtures are rejected: against one of their own origins, and against all rivals."
+    rows = where(mixed_before_others(verdicts), method=OURS)
+    if rows.empty:
+        return "no mixture was tried"
+    rejected = rows.assign(own=rows.p_own <= alpha, all=rows.p <= alpha).groupby("kind", sort=False)
+    shares = rejected[["own", "all"]].mean()
+    return (
+        f"held against one of the origins that they did learn from, innocent mixtures are rejected in "
+        f"{between(shares.own)} of the cases, by kind ({listed(shares.own.to_dict())}), and are saved "
+        f"by other rivals alone: {between(shares['all'])} are accused"
+    )
+
+# %% ../../nbs/report/classifier_sentences.ipynb #3934d85a
 def lead_not_proof(
     verdicts: pd.DataFrame,  # the main table of the experiment `trainprove`
     alpha: float,  # level
 ) -> str:  # Markdown
-    "What an accusation by the origin test is worth, with the rate that says so."
+    "What an accusation by the origin test is worth, with the rates that say so."
     found = quality(unknown_origin(verdicts, alpha))["false accusations"]
     return (
         f"**A lead, not proof.** The bound is for origins that the owner thought of. With the true "
         f"origin left out of the rivals, the origin test accuses {found} of the innocent "
-        f"({_worst_omission(verdicts, alpha)})."
+        f"({_worst_omission(verdicts, alpha)}). Nor is it for mixtures: {_mixtures(verdicts, alpha)}."
     )
 
 # %% ../../nbs/report/classifier_sentences.ipynb #665b7b81

@@ -22,7 +22,7 @@ from ..attribution.conf import check_fpr, conf
 from ..attribution.contrast import contrast
 from ..data.distance import distance
 from ..data.pairs import sheet
-from ..evidence.rates import Rate, one_more_pvalue
+from ..evidence.rates import Rate, resemblance_error, resemblance_index
 from ..lab.engine import Lab
 from ..lab.generator_recipes import INNOCENTS, GeneratorRecipes, Source
 from ..lab.generator_scales import generator_scale
@@ -52,10 +52,10 @@ SHARED = {"same data": 0.0}  # of the pictures of a kind; of the other kinds a t
 def explained(
     mean_distance: float,  # of a suspect to the key pictures
     shadows: pd.DataFrame,  # rows of `measure_conf`: `kind` and `mean_distance` of each
-) -> dict:  # kind -> p-value
-    "Of each kind of innocents, the chance of one more of them as near to the key pictures, or nearer."
+) -> dict:  # kind -> index, from 0: unlike any of them
+    "How much a suspect resembles each kind of innocents, by its nearness to the key pictures."
     return {
-        kind: one_more_pvalue(mean_distance, known.mean_distance, SHARED.get(kind, 1 / 3))
+        kind: resemblance_index(mean_distance, known.mean_distance, SHARED.get(kind, 1 / 3))
         for kind in INNOCENT_KINDS
         if len(known := where(shadows, kind=kind))
     }
@@ -80,22 +80,43 @@ def sentences(self: GeneratorVerdict) -> list:
     "What was seen, the decision, what the test does to infringers, and the conditions."
     value, low, high = self.conf
     return [
-        f"conf = **{value:.2f}** ({low:.2f}–{high:.2f}). Were the suspect innocent, a mean "
-        f"distance of {self.mean_distance:.3f} or less would be seen with a chance of about "
-        f"**p = {told_p(self.p)}** at most (the innocents that come nearest: "
-        f"*{self.explanation}*).",
+        f"conf = **{value:.2f}** ({low:.2f}–{high:.2f}). The mean distance is {self.mean_distance:.3f}. "
+        f"**Resemblance index {told_p(self.p)}**: of the innocents, *{self.explanation}* come nearest. "
+        f"{self.errors()}",
         self.decision(),
         f"Of {self.infringing} infringing shadows (ρ from {self.lowest:g}) the same test rejects "
         f"the innocence of {self.caught}.",
         self.conditions(),
     ]
 
+# %% ../../nbs/report/generator_audit.ipynb #f61756cc
+@patch
+def errors(self: GeneratorVerdict) -> str:
+    "Why the index is no p-value, with the rates that say so."
+    one, two = (resemblance_error(self.shadows, sd, 1 / 3, self.alpha) for sd in (1, 2))
+    return (
+        f"(Not a p-value. Of innocents of the shadows' own recipe {self.alpha:g} have an index of "
+        f"{self.alpha:g} or less; of innocents whose own recipe brings them nearer by one or two standard "
+        f"deviations of such models, {one:.2f} or {two:.2f}.)"
+    )
+
+# %% ../../nbs/report/generator_audit.ipynb #2e4a94a9
+@patch
+def decision(self: GeneratorVerdict) -> str:
+    "The decision, and how far it goes."
+    if self.rejected:
+        return (
+            f"It is not above {self.alpha:g}: the suspect is **unlike these innocents**, which is a "
+            f"lead, not proof, and no rate of false accusations is promised."
+        )
+    return f"It is above {self.alpha:g}: the suspect is **not set apart**; that is no proof of innocence."
+
 # %% ../../nbs/report/generator_audit.ipynb #2ecaccf6
 @patch
 def conditions(self: GeneratorVerdict) -> str:
-    "Under which conditions the p-value is one."
+    "Under which conditions the index would be a p-value."
     return (
-        f"All this holds if an innocent suspect is like the shadows of one of the "
+        f"The index would be a p-value if an innocent suspect were like the shadows of one of the "
         f"{len(self.pvalues)} kinds: started from {self.base}, trained as long, asked with the "
         f"same sampler, steps and guidance, and with distances that spread as a normal "
         f"distribution does, which {self.shadows} shadows cannot show; and if keys and distance "
@@ -113,8 +134,8 @@ def to_dict(self: GeneratorVerdict) -> dict:
         "conf_high": high,
         "mean_distance": self.mean_distance,
         "contrast": self.contrast,
-        "p": self.p,
-        "pvalues": self.pvalues,
+        "index": self.p,
+        "indices": self.pvalues,
         "infringing shadows": self.infringing,
         "of them caught": self.caught,
     }
@@ -123,9 +144,9 @@ def to_dict(self: GeneratorVerdict) -> dict:
 def judge_generator(
     scores: dict,  # of the suspect: `conf` with `conf_low` and `conf_high`, `mean_distance`, `contrast`
     shadows: pd.DataFrame,  # rows of `measure_conf`, one a model, infringing and innocent
-    alpha: float = 0.05,  # false accusations that are allowed
+    alpha: float = 0.05,  # the index at or below which a suspect is set apart
 ) -> GeneratorVerdict:
-    "Is the suspect one more of the innocents of some kind?"
+    "Does the suspect look like one more of the innocents of some kind? An index, not a p-value."
     guilty = where(shadows, kind="infringing")
     caught = [max(explained(x, shadows).values()) <= alpha for x in guilty.mean_distance]
     return GeneratorVerdict(
@@ -179,10 +200,10 @@ def _explanations_point(verdict):
     left = {kind: p for kind, p in verdict.pvalues.items() if p > verdict.alpha}
     out = {kind: p for kind, p in verdict.pvalues.items() if p <= verdict.alpha}
 
-    def told(pvalues):
-        return ", ".join(f"{kind} (p = {told_p(p)})" for kind, p in pvalues.items()) or "none"
+    def told(indices):
+        return ", ".join(f"{kind} (index {told_p(p)})" for kind, p in indices.items()) or "none"
 
-    return f"**Ruled out** are {told(out)}; left are {told(left)}. One that is left is enough."
+    return f"**Unlike** it are {told(out)}; left are {told(left)}. One that is left is enough."
 
 # %% ../../nbs/report/generator_audit.ipynb #cd410e72
 def _caught_point(shadows, alpha):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['HARD_CHECKS', 'SCORES', 'INNOCENT_KINDS', 'Case', 'hard_cases', 'measure_hard_cases', 'case_figure', 'case_alt',
-           'areas', 'all_areas', 'areas_table', 'accusations', 'accusations_by_value', 'leak_table', 'hard_numbers']
+           'with_customer_logs', 'areas', 'all_areas', 'areas_table', 'accusations', 'accusations_by_value',
+           'innocents_by_log', 'leak_table', 'hard_numbers']
 
 # %% ../../nbs/report/hard_cases.ipynb #a66bc49f
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ import pandas as pd
 
 from ..data.distance import distance
 from ..data.mix import check_rho
-from ..evidence.rates import auc_within, proportion_interval
+from ..evidence.rates import auc_within, independent, proportion_interval
+from ..lab.discriminator_trials import with_logs
 from ..lab.generator_recipes import INNOCENTS, GeneratorRecipes, Source
 from trainprove_nb.lab.generator_trials import (
     control_trials,
@@ -302,20 +304,32 @@ def case_alt(
     told = ", ".join(f"{name} {mean:.2f}" for name, mean in means.items())
     return f"Scores of single models, one panel a score; mean conf with the calibrated δ0: {told}."
 
+# %% ../../nbs/report/hard_cases.ipynb #49105930
+def with_customer_logs(
+    table: pd.DataFrame,  # of the hard cases
+) -> pd.DataFrame:  # with a column `log`
+    "Against which customer's log the release test holds each suspect."
+    other = (table.case == "captions known") & (table.value.astype(str) != "1")
+    prompts = (", captions known " + table.value.astype(str)).where(other, "")
+    return table.assign(log=table.source + " to customer " + table.k.astype(str) + prompts)
+
 # %% ../../nbs/report/hard_cases.ipynb #984ed70c
 def areas(
     rows: pd.DataFrame,  # of one case and value
 ) -> dict:  # kind of innocents -> score -> `Rate`
-    "AUC of each score, infringers against innocents of each kind; of the release test by its p-value."
+    """AUC of each score, infringers against innocents of each kind; of the release test by its p-value.
+
+    Intervals count logs: of infringers; for the release test of innocents too."""
     found = {}
-    rows = rows.assign(released=-rows.p)
+    rows = with_logs(rows.assign(released=-rows.p))
     guilty = where(rows, kind="infringing")
+    scores = {s: s for s in ("conf", "conf_calibrated", "contrast")}
     for kind in [k for k in INNOCENT_KINDS if k in set(rows.kind)]:
         innocent = where(rows, kind=kind)
-        scores = {s: s for s in ("conf", "conf_calibrated", "contrast")}
-        if rows.p.notna().all():
-            scores["release test"] = "released"
         found[kind] = {name: auc_within(innocent, guilty, s) for name, s in scores.items()}
+        if rows.p.notna().all():
+            both = (with_customer_logs(x) for x in (innocent, guilty))
+            found[kind]["release test"] = auc_within(*both, "released")
     return found
 
 # %% ../../nbs/report/hard_cases.ipynb #bc54fe79
@@ -346,15 +360,18 @@ def areas_table(
 def accusations(
     rows: pd.DataFrame,  # of one case and value
     level: float = 0.05,  # of the test
-) -> pd.DataFrame:  # index: ρ or kind; columns accused, of, share, low, high
-    "Share of suspects whose release p-value is at most `level`, with its interval; of those who could be tested."
+) -> pd.DataFrame:  # index: ρ or kind; columns accused, of, logs, share, low, high
+    """Share of suspects whose release p-value is at most `level`; of those who could be tested.
+
+    Its interval is that of as many trials as there are logs."""
     found = {}
-    for (kind, rho), part in rows.dropna(subset="p").groupby(["kind", "rho"], sort=False):
-        k, n = int((part.p <= level).sum()), len(part)
-        low, high = proportion_interval(k, n)
+    tested = with_customer_logs(rows.dropna(subset="p"))
+    for (kind, rho), part in tested.groupby(["kind", "rho"], sort=False):
+        k, n, logs = int((part.p <= level).sum()), len(part), independent(part)
+        low, high = proportion_interval(k / n * logs, logs)
         who = f"ρ = {rho:g}" if kind == "infringing" else kind
-        found[who] = dict(accused=k, of=n, share=k / n, low=low, high=high)
-    return pd.DataFrame(found, index=["accused", "of", "share", "low", "high"]).T
+        found[who] = dict(accused=k, of=n, logs=logs, share=k / n, low=low, high=high)
+    return pd.DataFrame(found, index=["accused", "of", "logs", "share", "low", "high"]).T
 
 # %% ../../nbs/report/hard_cases.ipynb #a29f79ff
 def accusations_by_value(
@@ -364,6 +381,19 @@ def accusations_by_value(
     "`accusations` for each value of a case."
     values = where(table, case=case).groupby("value", sort=False)
     return pd.concat({value: accusations(rows) for value, rows in values})
+
+# %% ../../nbs/report/hard_cases.ipynb #a72dc507
+def innocents_by_log(
+    table: pd.DataFrame,  # of the hard cases
+    level: float = 0.05,  # of the test
+) -> pd.DataFrame:  # index: log; columns tested, accused, smallest p
+    "How many innocents were held against each log, and how many of them the release test accuses."
+    tested = table[(table.kind != "infringing") & table.p.notna()]
+    tested = with_customer_logs(tested).drop_duplicates(["log", "answers"])
+    tested = tested.assign(accused=tested.p <= level)
+    by_log = tested.groupby("log", sort=False)
+    found = by_log.agg(tested=("p", "size"), accused=("accused", "sum"), smallest=("p", "min"))
+    return found.rename(columns={"smallest": "smallest p"})
 
 # %% ../../nbs/report/hard_cases.ipynb #c5ce5d34
 def leak_table(

@@ -7,9 +7,9 @@ __all__ = ['ANOTHERS', 'hard_sentences']
 
 # %% ../../nbs/report/hard_sentences.ipynb #060e50a4
 from IPython.display import Markdown
-from scipy import stats
 
-from .hard_cases import areas
+from ..evidence.rates import proportion
+from .hard_cases import areas, innocents_by_log, with_customer_logs
 from .sentences import came_out, listed, tally, told, where
 
 # %% ../../nbs/report/hard_sentences.ipynb #974d0cfd
@@ -36,25 +36,37 @@ def _knowing_point(table):
 
 # %% ../../nbs/report/hard_sentences.ipynb #f986315d
 def _accused(rows):
-    "How many of how many the release test accuses at .05."
-    return tally(rows.p.dropna() <= 0.05)
+    "How many of how many the release test accuses at .05, and on how many logs."
+    tested = rows.dropna(subset="p")
+    logs = with_customer_logs(tested).log.nunique()
+    return f"{tally(tested.p <= 0.05)} (on {logs} logs)"
 
 # %% ../../nbs/report/hard_sentences.ipynb #55781e7e
+def _logs_point(table):
+    "On how many logs an innocent was accused, and what so few logs can show."
+    logs = innocents_by_log(table)
+    if logs.empty:
+        return "No innocent could be tested."
+    most = logs.accused.idxmax()
+    none = proportion(0, len(logs)).high
+    return (
+        f"In all cases together {logs.accused.sum()} of {logs.tested.sum()} tests of innocents are at .05 "
+        f"or below. They rest on {len(logs)} logs, which is what counts: on {tally(logs.accused > 0)} "
+        f"somebody is accused, most on *{most}* ({logs.accused[most]} of {logs.tested[most]}). Were it "
+        f"none, the share of logs that accuse somebody could still be {told(none)}."
+    )
+
+# %% ../../nbs/report/hard_sentences.ipynb #9510578b
 def _release_point(table):
     "How often the release test accuses infringers and innocents, and after the longest fine-tuning."
     usual = where(table, case="innocents")
     longest = where(table, case="fine-tuning")
     longest = where(longest, value=longest.value.iloc[-1])
     guilty, more = usual.kind == "infringing", longest.kind == "infringing"
-    tested = table[(table.kind != "infringing") & table.p.notna()]
-    tested = tested.drop_duplicates(["source", "answers", "k"])
-    k, n = int((tested.p <= 0.05).sum()), len(tested)
-    chance = told(stats.binom.sf(k - 1, n, 0.05)) if n else "not measured"
     return (
         f"**The release test** accuses {_accused(usual[guilty])} infringers and {_accused(usual[~guilty])} "
         f"innocents; with fine-tuning {longest.value.iloc[0]}, {_accused(longest[more])} infringers and "
-        f"{_accused(longest[~more])} innocents. In all cases together {k} of {n} innocents are accused, "
-        f"where {0.05 * n:.1f} are to be expected; chance does as much with probability {chance}."
+        f"{_accused(longest[~more])} innocents. {_logs_point(table)}"
     )
 
 # %% ../../nbs/report/hard_sentences.ipynb #7b9e584d

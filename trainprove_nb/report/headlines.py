@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..evidence.rates import Rate
+from .hard_cases import with_customer_logs
+from .history import EARLIER
 from .results import read_results, shipped_results
 
 # %% ../../nbs/report/headlines.ipynb #a049351d
@@ -59,6 +61,11 @@ def _accused(table: pd.DataFrame, case: str, kind: str, value: str, rho=None) ->
         rows = rows[rows.rho == rho]
     return _count(rows.p <= 0.05)
 
+# %% ../../nbs/report/headlines.ipynb #9d70aa2e
+def _logs(table: pd.DataFrame) -> int:
+    "How many customers' logs the innocents of the hard cases were held against."
+    return with_customer_logs(table[table.case == "innocents"]).log.nunique()
+
 # %% ../../nbs/report/headlines.ipynb #62e0a1b8
 def attribution_headlines(
     results: Path
@@ -79,11 +86,21 @@ def attribution_headlines(
         "auc_random": _separation(numbers, "random", "disjoint data"),
         "auc_same": _separation(numbers, "detection", "same data"),
         "auc_network": _rate(statistical["pooled"]["images"]["AUC"]),
+        "network_right": _rate(statistical["lines"]["images"]["its own line"]),
+        "network_other_line": _rate(statistical["lines"]["images"]["a line of other sources"]),
         "watermarks": _found_watermarks(fig6[""]),
         "release_infringing": _accused(hard[""], "innocents", "infringing", "all"),
         "release_innocent": _accused(hard[""], "innocents", "innocent", "all"),
+        "release_logs": _logs(hard[""]),
         "release_longer": _accused(hard[""], "fine-tuning", "infringing", f"× {longest:g}", 1),
     }
+
+# %% ../../nbs/report/headlines.ipynb #4e880b6e
+def _mixed(table: pd.DataFrame, alpha: float) -> str:
+    "Innocent mixtures rejected against one of their own origins: smallest and largest share of a kind."
+    rows = table[(table.method == "origin test (ours)") & (table.kind != "whole") & ~table.guilty]
+    shares = (rows.p_own <= alpha).groupby(rows.kind).mean()
+    return f"{shares.min():.2f} to {shares.max():.2f}"
 
 # %% ../../nbs/report/headlines.ipynb #ea284fb6
 def provenance_headlines(
@@ -100,10 +117,16 @@ def provenance_headlines(
         "classifiers": whole.suspect.nunique(),
         "owners": len(parameters["generators"]),
         "trainprove_right": _rate(paper["accuracy"]),
+        "trainprove_false": _rate(paper["false accusations"]),
+        "trainprove_auc": _rate(paper["AUC"]),
+        "easier_right": _rate(EARLIER["TrainProVe: accuracy"][:3]),
+        "easier_false": _rate(EARLIER["TrainProVe: innocents accused"][:3]),
+        "easier_auc": _rate(EARLIER["TrainProVe: AUC"][:3]),
         "legal_right": _rate(numbers["quality"]["always legal"]["accuracy"]).split(" ")[0],
         "origin_right": _rate(origin["accuracy"]),
         "origin_accused": _count(ours.accused[~ours.guilty]),
         "origin_false": _rate(origin["false accusations"]),
         "origin_power": _rate(origin["power"]),
         "origin_unknown": _rate(numbers["unknown"]["false accusations"]),
+        "origin_mixed": _mixed(tables[""], parameters["alpha"]),
     }

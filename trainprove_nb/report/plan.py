@@ -183,10 +183,10 @@ def earlier_run(
 
     Raises ValueError when other values are asked for now, FileNotFoundError when its numbers are not there."""
     parameters, tables, *_ = read_results(folder, name)
-    if lacking := [t for t in TABLES.get(name, ()) if t not in tables]:
+    if lacking := [t for t in ("", *TABLES.get(name, ())) if t not in tables]:
+        file = "_".join(part for part in (name, lacking[0]) if part) + ".csv"
         raise FileNotFoundError(
-            f"no {name}_{lacking[0]}.csv in {folder}: "
-            f"give the folder that an earlier run of {name} left"
+            f"no {file} in {folder}: give the folder that an earlier run of {name} left"
         )
     usual = usual_parameters(name)
     for k, value in asked.items():

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..data.folders import read_metadata
 from ..data.pairs import pixels
+from ..data.pictures import read_picture
 from ..models.sampling import generate
+from .collected import collected_answers
 
 # %% ../../nbs/suspects/generators.ipynb #9896796a
 Suspect = Callable[[list, list], np.ndarray]  # (n prompts, n seeds) -> uint8 (n, height, width, 3)
@@ -63,16 +63,14 @@ def ask(
 class FolderSuspect:
     """Answers collected beforehand, in an imagefolder; none is given twice.
 
-    Its metadata.jsonl gives `file_name`, `text` and, where one prompt has several answers, these in their order.
-    Raises FileNotFoundError without that file; when asked, ValueError for too few answers or an undecodable one."""
+    Its metadata.jsonl (or .csv, .parquet) gives `file_name`, `text` and, where one prompt has several answers, these
+    in their order.
+    Raises FileNotFoundError without that file, ValueError for what cannot be read in it; when asked, ValueError for
+    too few answers or an undecodable one."""
 
     def __init__(self, folder: str):
         self.folder, self.answers, self.given = Path(folder), {}, {}
-        if not (self.folder / "metadata.jsonl").exists():
-            raise FileNotFoundError(
-                f"no metadata.jsonl in {folder}: each line needs file_name and text"
-            )
-        for file, text in read_metadata(self.folder):
+        for file, text in collected_answers(folder):
             self.answers.setdefault(text, []).append(file)
 
     def __call__(self, prompts, seeds):
@@ -87,9 +85,4 @@ class FolderSuspect:
                 f"{self.folder} has {len(collected)} answers to {prompt!r}, but {k + 1} are needed: "
                 "collect the others and add them"
             )
-        try:
-            return Image.open(collected[k]).convert("RGB")
-        except Exception as e:
-            raise ValueError(
-                f"{collected[k]} cannot be decoded as an image ({type(e).__name__}): replace it"
-            ) from None
+        return read_picture(collected[k])
