@@ -315,7 +315,7 @@ def test_claims_hold_every_result(results):
         .mask(held & ~unknown, theirs.map({True: "reproduced", False: "holds"}))
         .mask(missed & ~unknown, theirs.map({True: "not reproduced", False: "does not hold"}))
     )
-    assert (testable.verdict == expected).all() and {"open"} < set(testable.verdict)
+    assert (testable.verdict == expected).all() and {"open"} <= set(testable.verdict)
 
 
 # What the lab holds

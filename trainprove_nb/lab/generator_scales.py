@@ -128,11 +128,7 @@ class SuspectKnobs:
         count(1, 10_000),
         "models",
     )
-    every_rho: bool = knob(
-        False,
-        "as many infringing shadows at every ρ, and a threshold set on shadows that were left out",
-        Switch(),
-    )
+    every_rho: bool = knob(False, "shadows at every ρ, and lines from left-out ones", Switch())
 
 # %% ../../nbs/lab/generator_scales.ipynb #691bf6f9
 @dataclass(frozen=True)  # the knobs of the last base come first

@@ -104,37 +104,30 @@ def _watermark_lag(fig6: pd.DataFrame, differs: str) -> Claim:
         differs=differs,
     )
 
-# %% ../../nbs/report/attribution_claims.ipynb #544f28ba
+# %% ../../nbs/report/attribution_claims.ipynb #f20f3c2b
+def _above_06(conf, **shared):
+    "Conf itself, at ρ = .3."
+    claim, design = "conf above .6 already at ρ = .3 (generation-based)", _means(conf, least=0.0)
+    how = dict(above=0.6, note="supposed: .7", design=design, right=0.7)
+    return judge("Main result 2", claim, mean_interval(conf), **how, **shared)
+
+# %% ../../nbs/report/attribution_claims.ipynb #6907015d
+def _above_random(gain, **shared):
+    "Conf less 1.5 times that of random keys, at ρ = .3."
+    note, design = "conf less 1.5 times that of random keys; supposed: .1", _means(gain, least=-1.5)
+    claim = "50% better than random keys at ρ = .3"
+    how = dict(above=0, note=note, design=design, right=0.1)
+    return judge("Main result 2", claim, mean_interval(gain), **how, **shared)
+
+# %% ../../nbs/report/attribution_claims.ipynb #bf9fa63a
 def _already_at_low_rho(fig6: pd.DataFrame, differs: str) -> list:
     "Main result 2, at ρ = .3."
     low = per_source(_infringing(fig6, 0.3)).reindex(columns=["generation", "random"]).dropna()
     if not len(low):
         return []
-    conf = low["generation"].to_numpy()
-    gain = conf - 1.5 * low["random"].to_numpy()
+    conf, random = (low[name].to_numpy() for name in ("generation", "random"))
     shared = dict(models=_models(fig6), differs=differs)
-    return [
-        judge(
-            "Main result 2",
-            "conf above .6 already at ρ = .3 (generation-based)",
-            mean_interval(conf),
-            above=0.6,
-            note="supposed: .7",
-            design=_means(conf, least=0.0),
-            right=0.7,
-            **shared,
-        ),
-        judge(
-            "Main result 2",
-            "50% better than random keys at ρ = .3",
-            mean_interval(gain),
-            above=0,
-            note="conf less 1.5 times that of random keys; supposed: .1",
-            design=_means(gain, least=-1.5),
-            right=0.1,
-            **shared,
-        ),
-    ]
+    return [_above_06(conf, **shared), _above_random(conf - 1.5 * random, **shared)]
 
 # %% ../../nbs/report/attribution_claims.ipynb #38fad838
 def _watermark_best(fig6: pd.DataFrame, differs: str) -> list:
@@ -267,7 +260,37 @@ def one_threshold_claims(
         )
     ]
 
-# %% ../../nbs/report/attribution_claims.ipynb #a820ae83
+# %% ../../nbs/report/attribution_claims.ipynb #ddcf98d6
+def _by_about_a_tenth(by_n, n, word, sign, **how) -> Claim:
+    "That conf at N is about .1 above, or below, that at 30."
+    change = sign * (by_n[n] - by_n[30])
+    return judge(
+        "Figure 7",
+        f"conf at N = {n} about .1 {word} N = 30",
+        mean_interval(change),
+        above=0.05,
+        note="bar: half of that; keys are sorted, closest first: further ones can only lower conf",
+        design=_means(change.to_numpy()),
+        right=0.1,
+        **how,
+    )
+
+# %% ../../nbs/report/attribution_claims.ipynb #203580d5
+def _about_the_same(by_n, **how) -> Claim:
+    "That conf at N = 50 is about that at 30."
+    change = by_n[50] - by_n[30]
+    return judge(
+        "Figure 7",
+        "conf at N = 50 about that at N = 30",
+        folded(mean_interval(change)),
+        below=0.05,
+        note="size of the mean difference",
+        design=_means(change.to_numpy(), size=True),
+        right=0.0,
+        **how,
+    )
+
+# %% ../../nbs/report/attribution_claims.ipynb #dced14c7
 def figure7_claims(
     fig7: pd.DataFrame,  # the table of Figure 7
     parameters: dict,  # of the run
@@ -276,27 +299,13 @@ def figure7_claims(
     rows = fig7[(fig7.kind == "infringing") & (fig7.strategy == "detection")]
     rows = rows[rows.rho == fig7[fig7.kind == "infringing"].rho.max()]
     by_n = rows.pivot_table(index="source", columns="N", values="conf")
-    models = f"{parameters['suspects']} suspects, {by_n.shape[0]} sources"
-
-    def row(n, claim, change, found, note, **how):
-        design = _means(change.to_numpy(), size=n == 50)
-        how |= dict(models=models, note=note, design=design)
-        return judge("Figure 7", claim, found, differs=dose_of_conf(parameters, n), **how)
-
-    claims = []
+    claims, models = [], f"{parameters['suspects']} suspects, {by_n.shape[0]} sources"
     for n, word, sign in ((100, "above", 1), (20, "below", -1)):
         if {n, 30} <= set(by_n.columns):
-            change = sign * (by_n[n] - by_n[30])
-            claim = f"conf at N = {n} about .1 {word} N = 30"
-            note = "bar: half of that; keys are sorted, closest first: further ones can only lower conf"
-            found = mean_interval(change)
-            claims.append(row(n, claim, change, found, note, above=0.05, right=0.1))
+            how = dict(models=models, differs=dose_of_conf(parameters, n))
+            claims.append(_by_about_a_tenth(by_n, n, word, sign, **how))
     if {30, 50} <= set(by_n.columns):
-        change = by_n[50] - by_n[30]
-        found, claim = folded(mean_interval(change)), "conf at N = 50 about that at N = 30"
-        claims.append(
-            row(50, claim, change, found, "size of the mean difference", below=0.05, right=0.0)
-        )
+        claims.append(_about_the_same(by_n, models=models, differs=dose_of_conf(parameters, 50)))
     return claims
 
 # %% ../../nbs/report/attribution_claims.ipynb #e39e7740
@@ -396,42 +405,37 @@ SAID_OF_ANOTHER = (
     "the paper says it of its discriminator, at 10% false accusations, not of conf at δ0 = .15"
 )
 
-# %% ../../nbs/report/attribution_claims.ipynb #82e13e06
-def _not_asserted(fig6: pd.DataFrame, kind: str, fpr: float) -> list:
-    "How many answers of innocents of one kind lie within δ0: the paper's, and the calibrated one."
-    rows = fig6[(fig6.strategy == "detection") & (fig6.kind == kind)]
-    if not len(rows):
-        return []
-    by_paper, by_ours = (
-        per_source(rows, score)["detection"].to_numpy() for score in ("conf", "conf_calibrated")
+# %% ../../nbs/report/attribution_claims.ipynb #152a0b0e
+def _not_asserted(shares, kind: str, **how) -> Claim:
+    "How many answers of innocents of one kind lie within the paper's δ0."
+    return judge(
+        "Conclusion",
+        f"an innocent model is not falsely asserted: {kind}",
+        mean_interval(shares),
+        below=0.1,
+        note="share of answers within δ0 = .15; bar: one in ten, as in Table 2",
+        design=_means(shares, least=0.0),
+        right=0.043,
+        differs=SAID_OF_ANOTHER,
+        **how,
     )
-    claim, models = f"an innocent model is not falsely asserted: {kind}", _models(fig6)
-    return [
-        judge(
-            "Conclusion",
-            claim,
-            mean_interval(by_paper),
-            below=0.1,
-            models=models,
-            note="share of answers within δ0 = .15; bar: one in ten, as in Table 2",
-            design=_means(by_paper, least=0.0),
-            right=0.043,
-            differs=SAID_OF_ANOTHER,
-        ),
-        judge(
-            "Calibrated δ0",
-            f"few answers of innocents lie within it, in the mean: {kind}",
-            mean_interval(by_ours),
-            below=2 * fpr,
-            models=models,
-            note=f"share of answers within a δ0 calibrated to {fpr:g} on disjoint data; bar: twice that; "
-            "a mean, and no bound on any one innocent",
-            whose="ours",
-            why="calibrated on innocents of another kind",
-            design=_means(by_ours, least=0.0),
-            right=fpr,
-        ),
-    ]
+
+# %% ../../nbs/report/attribution_claims.ipynb #8371c849
+def _few_within(shares, kind: str, fpr: float, **how) -> Claim:
+    "How many answers of innocents of one kind lie within the calibrated δ0."
+    return judge(
+        "Calibrated δ0",
+        f"few answers of innocents lie within it, in the mean: {kind}",
+        mean_interval(shares),
+        below=2 * fpr,
+        note=f"share of answers within a δ0 calibrated to {fpr:g} on disjoint data; bar: twice that; "
+        "a mean, and no bound on any one innocent",
+        whose="ours",
+        why="calibrated on innocents of another kind",
+        design=_means(shares, least=0.0),
+        right=fpr,
+        **how,
+    )
 
 # %% ../../nbs/report/attribution_claims.ipynb #b371d355
 def innocence_claims(
@@ -439,8 +443,15 @@ def innocence_claims(
     fpr: float,  # to which δ0 was calibrated
 ) -> list:  # of `Claim`
     "Innocents of three kinds, by the paper's δ0 and by the calibrated one."
-    kinds = ("disjoint data", "other corpus", "same data")
-    return [c for kind in kinds for c in _not_asserted(fig6, kind, fpr)]
+    claims, models = [], _models(fig6)
+    for kind in ("disjoint data", "other corpus", "same data"):
+        rows = fig6[(fig6.strategy == "detection") & (fig6.kind == kind)]
+        if len(rows):
+            scores = ("conf", "conf_calibrated")
+            by_paper, by_ours = (per_source(rows, s)["detection"].to_numpy() for s in scores)
+            claims.append(_not_asserted(by_paper, kind, models=models))
+            claims.append(_few_within(by_ours, kind, fpr, models=models))
+    return claims
 
 # %% ../../nbs/report/attribution_claims.ipynb #809e3dd0
 def release_claims(

@@ -34,12 +34,16 @@ def _knowing_point(table):
         f"is to see whose version came back, not who had the picture from elsewhere."
     )
 
+# %% ../../nbs/report/hard_sentences.ipynb #07949168
+def _on(logs):
+    "On how many logs, in words."
+    return f"on {logs} log{'s' * (logs != 1)}"
+
 # %% ../../nbs/report/hard_sentences.ipynb #f986315d
 def _accused(rows):
     "How many of how many the release test accuses at .05, and on how many logs."
     tested = rows.dropna(subset="p")
-    logs = with_customer_logs(tested).log.nunique()
-    return f"{tally(tested.p <= 0.05)} (on {logs} logs)"
+    return f"{tally(tested.p <= 0.05)} ({_on(with_customer_logs(tested).log.nunique())})"
 
 # %% ../../nbs/report/hard_sentences.ipynb #55781e7e
 def _logs_point(table):
@@ -48,12 +52,13 @@ def _logs_point(table):
     if logs.empty:
         return "No innocent could be tested."
     most = logs.accused.idxmax()
-    none = proportion(0, len(logs)).high
+    worst = f", most on *{most}* ({logs.accused[most]} of {logs.tested[most]})"
+    none = told(proportion(0, len(logs)).high)
     return (
         f"In all cases together {logs.accused.sum()} of {logs.tested.sum()} tests of innocents are at .05 "
-        f"or below. They rest on {len(logs)} logs, which is what counts: on {tally(logs.accused > 0)} "
-        f"somebody is accused, most on *{most}* ({logs.accused[most]} of {logs.tested[most]}). Were it "
-        f"none, the share of logs that accuse somebody could still be {told(none)}."
+        f"or below. They rest {_on(len(logs))}, which is what counts: on {tally(logs.accused > 0)} "
+        f"somebody is accused{worst if logs.accused.any() else ''}. Were it none, the share of logs "
+        f"that accuse somebody could still be {none}."
     )
 
 # %% ../../nbs/report/hard_sentences.ipynb #9510578b

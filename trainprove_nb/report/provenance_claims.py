@@ -244,36 +244,40 @@ def _innocents_left_alone(trainprove: tuple, found, claim: str, note: str, **how
         **how,
     )
 
-# %% ../../nbs/report/provenance_claims.ipynb #d6eb9b86
+# %% ../../nbs/report/provenance_claims.ipynb #d927119b
+def _finds_most(trainprove: tuple) -> Claim:
+    "Whether the origin test accuses more than half of the guilty."
+    parameters, _, numbers = trainprove
+    return judge(
+        "Origin test",
+        "finds most of the guilty",
+        numbers["quality"]["origin test (ours)"]["power"],
+        above=0.5,
+        models=_models(parameters),
+        whose="ours",
+        note=moved_with_the_knob("origin test finds most"),
+        design=_quality_designs(parameters)["power"],
+    )
+
+# %% ../../nbs/report/provenance_claims.ipynb #7e30e1e5
 def origin_test_claims(
     trainprove: tuple,  # parameters, tables and numbers of the experiment
 ) -> list:  # of `Claim`
     "False accusations, accuracy and power of the origin test."
     parameters, tables, numbers = trainprove
-    quality, unknown = numbers["quality"]["origin test (ours)"], numbers["unknown"]
+    known, others = (
+        found["false accusations"]
+        for found in (numbers["quality"]["origin test (ours)"], numbers["unknown"])
+    )
+    elsewhere = " whose origin is not among the rivals"
+    why = "the bound is for origins that the owner thought of"
     right, models = _right(tables[""]), _models(parameters)
-    known = _innocents_left_alone(
-        trainprove, quality["false accusations"], "", "origins known to the owner", right=0.012
-    )
-    others = _innocents_left_alone(
-        trainprove,
-        unknown["false accusations"],
-        " whose origin is not among the rivals",
-        "what it finds is a lead",
-        why="the bound is for origins that the owner thought of",
-    )
-    power = judge(
-        "Origin test",
-        "finds most of the guilty",
-        quality["power"],
-        above=0.5,
-        models=models,
-        whose="ours",
-        note=moved_with_the_knob("origin test finds most"),
-        design=_quality_designs(parameters)["power"],
-    )
-    methods = ("TrainProVe", "attribution classifier")
-    return [known, others, *(_origin_test_beats(right, m, models) for m in methods), power]
+    return [
+        _innocents_left_alone(trainprove, known, "", "origins known to the owner", right=0.012),
+        _innocents_left_alone(trainprove, others, elsewhere, "what it finds is a lead", why=why),
+        *(_origin_test_beats(right, m, models) for m in ("TrainProVe", "attribution classifier")),
+        _finds_most(trainprove),
+    ]
 
 # %% ../../nbs/report/provenance_claims.ipynb #5e203891
 SETTINGS = (
