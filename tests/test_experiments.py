@@ -213,6 +213,9 @@ def test_two_workers_give_the_numbers_of_one(figure, tmp_path):
     ).read_bytes()
 
 
+SHORTER = {"release": ["-y", "{rhos: [0.1, 1], repeats: 1, redrawn: 2}"]}  # what takes minutes
+
+
 @pytest.fixture(scope="module")
 def results(figure):
     "The other experiments, beside Figure 6 and on its models; then the claims."
@@ -224,6 +227,7 @@ def results(figure):
             "scale",
             "smoke",
             *(SOURCE if name in EXPERIMENTS else []),
+            *SHORTER.get(name, []),
             cwd=figure,
         )
     return figure
@@ -255,9 +259,9 @@ def test_every_suspect_stands_before_every_owner(results):
 def test_every_suspect_stands_before_its_own_log_by_every_access(results):
     table = pd.read_csv(results / "figures/release/release.csv")
     own = table[table.kind == "infringing"]
-    assert (own.account == own.suspect).all() and set(own.rho) == {0.1, 0.3, 0.5, 1}
+    assert (own.account == own.suspect).all() and set(own.rho) == {0.1, 1}
     asked = own.groupby("rho").access.unique().map(set)
-    assert "prompts only" not in asked[0.1] and "prompts only" in asked[0.3]
+    assert "prompts only" not in asked[0.1] and "prompts only" in asked[1]
     assert {"another account", "same data", "another's data"} < set(table.kind)
     assert table.p.between(0, 1).all() and (table.withheld == 2 * table.released).all()
 

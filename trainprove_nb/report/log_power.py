@@ -74,12 +74,14 @@ def power(
     table: pd.DataFrame,  # of the release experiment
     level: float = 0.01,  # of the test
 ) -> pd.DataFrame:  # index: access; columns: ρ; `Rate`s
-    "Share of infringers that are found before their own account's log, with its 95% interval."
+    """Share of infringers that are found before their own account's log, with its 95% interval.
+
+    nan where nobody was asked."""
     guilty = where(table, kind="infringing")
     found = guilty.groupby(["access", "rho"], sort=False).p.apply(
         lambda p: proportion(int((p <= level).sum()), len(p))
     )
-    return found.unstack("rho")
+    return found.unstack("rho", fill_value=Rate(np.nan, np.nan, np.nan))
 
 # %% ../../nbs/report/log_power.ipynb #4737a509
 def accused(
@@ -186,8 +188,14 @@ def innocence_alt(redrawn: pd.DataFrame) -> str:
 def _power_point(table, access):
     "What is found by one access, at the strict level."
     rates = power(where(table, access=access)).loc[access]
-    found = ", ".join(f"{rate} at ρ = {rho:g}" for rho, rate in rates.items())
+    asked = {rho: rate for rho, rate in rates.items() if not np.isnan(rate.value)}
+    found = ", ".join(f"{rate} at ρ = {rho:g}" for rho, rate in asked.items())
     return f"**{access.capitalize()}**: found at level .01: {found}."
+
+# %% ../../nbs/report/log_power.ipynb #e195bff5
+def _logs(table) -> int:
+    "How many logs the rows are of."
+    return len(table[["source", "account"]].drop_duplicates())
 
 # %% ../../nbs/report/log_power.ipynb #51dbb57d
 def _innocent_point(table, redrawn):
@@ -200,7 +208,8 @@ def _innocent_point(table, redrawn):
     return (
         f"**Innocents**: of {len(redrawn):,} tests before redrawn logs {told((redrawn.p <= 0.05).mean())} "
         f"are at .05 or below, most for *{kind}* by *{access}* ({told(value)}); before the real logs "
-        f"{(innocent.p <= 0.05).sum()} of {len(innocent)}."
+        f"{(innocent.p <= 0.05).sum()} of {len(innocent)}. These stand on {_logs(innocent)} logs, and "
+        f"before one log innocents lean alike (they are compared to one base): count logs, not tests."
     )
 
 # %% ../../nbs/report/log_power.ipynb #444a7639
