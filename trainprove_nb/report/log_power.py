@@ -209,7 +209,7 @@ def _innocent_point(table, redrawn):
         f"**Innocents**: of {len(redrawn):,} tests before redrawn logs {told((redrawn.p <= 0.05).mean())} "
         f"are at .05 or below, most for *{kind}* by *{access}* ({told(value)}); before the real logs "
         f"{(innocent.p <= 0.05).sum()} of {len(innocent)}. These stand on {_logs(innocent)} logs, and "
-        f"before one log innocents lean alike (they are compared to one base): count logs, not tests."
+        f"before one log innocents may lean alike (they are compared to one base): count logs, not tests."
     )
 
 # %% ../../nbs/report/log_power.ipynb #444a7639
@@ -217,5 +217,7 @@ def log_sentences(tables: dict, parameters: dict):  # Markdown
     "What came out of the release experiment, as a list."
     table, redrawn = tables[""], tables["redrawn"]
     points = [_power_point(table, access) for access in table.access.unique()]
+    if not parameters["repeats"]:
+        points.append("**Prompts only**: not asked in this run (`repeats` = 0).")
     about = {**parameters, "suspects": parameters["accounts"]}
     return came_out(about, [*points, _innocent_point(table, redrawn)])
