@@ -11,6 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 define HELP
 trainprove_nb: was a generative model trained on another model's images?
 
+  make audit      make two cases of which the truth is known, audit both, and write their reports
   make figures    run the experiment notebooks and draw their figures
   make test       check the code with ruff, then run the tests, JOBS files at a time
   make lint       check the code with ruff
@@ -33,7 +34,7 @@ A run that was stopped goes on where it was: give the same command again.
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help venv figures lint test docs readme clean
+.PHONY: help venv audit figures lint test docs readme clean
 
 help:
 	$(info $(HELP))@:
@@ -49,6 +50,9 @@ venv: .venv/installed
 figures: venv
 	.venv/bin/trainprove figures '$(FIGURE)' --scale '$(SCALE)' --jobs '$(JOBS)' \
 	  $(if $(OUT),--out '$(OUT)') $(if $(LAB),--lab '$(LAB)')
+
+audit: venv
+	.venv/bin/trainprove audit demo --jobs '$(JOBS)' $(if $(LAB),--lab '$(LAB)')
 
 lint: venv
 	@.venv/bin/ruff check --quiet

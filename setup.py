@@ -29,7 +29,7 @@ setup(
     packages=[*find_packages(include=[cfg["lib_path"], f"{cfg['lib_path']}.*"]), *NOTEBOOKS],
     package_dir=NOTEBOOKS,
     package_data={
-        name: ["py.typed", *WEIGHTS],
+        name: ["py.typed", "audit/*.jinja", *WEIGHTS],
         **{
             package: ["*.ipynb", "results/*/*.csv", "results/*/*.json", "results/*/*.png"]
             for package in NOTEBOOKS

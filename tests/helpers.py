@@ -3,11 +3,13 @@
 import ast
 import io
 import json
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 from base64 import b64decode
+from functools import lru_cache
 from pathlib import Path
 
 import nbformat
@@ -120,8 +122,9 @@ def run(*args, cwd=ROOT, **env):
     )
 
 
+@lru_cache(None)
 def cells(path):
-    "Cells of a notebook, by its path in the repository."
+    "Cells of a notebook, by its path in the repository; not to be changed, for they are read once."
     return nbformat.read(ROOT / path, 4).cells
 
 
@@ -140,6 +143,73 @@ def papermill(*args, cwd):
     done = run("-m", "papermill", *args, cwd=cwd)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
+
+
+PRELOADED = [
+    "trainprove_nb.lab.makers",
+    "trainprove_nb.attribution.watermark",
+    "nbdev.test",
+    "papermill.iorw",
+    "papermill.parameterize",
+    "matplotlib.pyplot",
+    "seaborn",
+]
+
+
+@lru_cache(None)
+def processes():
+    "Where new processes come from: one that has done the long imports, which they need not do again."
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
+def logged(log, work, args):
+    "Do some work; what it prints goes to a file."
+    with open(log, "w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    work(*args)
+
+
+def forked(log, work, *args):
+    "Do some work in a process that need not import anew; returns what it printed, to the file `log`."
+    process = processes().Process(target=logged, args=(log, work, args))
+    process.start()
+    process.join()
+    text = Path(log).read_text()
+    assert process.exitcode == 0, text[-3000:]
+    return text
+
+
+def tested(root, path):
+    "Run a notebook as nbdev does; here, since what a new process works on it imports first."
+    os.chdir(root)
+    from nbdev.test import nbdev_test
+
+    nbdev_test.__wrapped__(path, n_workers=0)
+
+
+def play(path, cwd, parameters):
+    "Run a notebook's cells in this process, its parameters set as papermill sets them."
+    from execnb.shell import CaptureShell
+    from papermill.iorw import load_notebook_node
+    from papermill.parameterize import parameterize_notebook
+
+    os.chdir(cwd)
+    shell = CaptureShell(cwd)
+    kernel = {"kernel_name": "python3", "language": "python"}
+    notebook = parameterize_notebook(load_notebook_node(path), parameters, **kernel)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            shell.run(cell.source)
+            if shell.exc:
+                raise shell.exc
+
+
+def played(path, cwd, **parameters):
+    "Run a notebook with some parameters in a folder, without papermill's wait for a new kernel."
+    forked(Path(cwd) / f"{Path(path).stem}.log", play, str(path), str(cwd), parameters)
 
 
 GUARD = """

@@ -28,11 +28,15 @@ AUDITS = {
         "alpha": (1, "alpha = 1", "between"),
         "source": ("mini-v9", "mini-v9", "choose"),
         "knobs": ({"calibration": 3}, "calibration is given twice", "once"),
+        "suspect": ("no/such/model", "no folder no/such/model", "give"),
+        "base": ("mini-v1", "base = 'mini-v1'", "suspect of yours", "leave base out"),
+        "settings": ({"steps": 4}, "settings = ", "suspect of yours", "leave settings out"),
     },
     "audit_classifier": {
         "owner": ("nobody", "'nobody'", "choose"),
         "alpha": (0, "alpha = 0", "between"),
         "suspect": ("none.csv", "no file none.csv", "label"),
+        "settings": ({"names": ["a"]}, "settings = ", "suspect of yours", "leave settings out"),
     },
 }
 
@@ -72,7 +76,8 @@ def test_an_auditor_asks_before_training(tmp_path, monkeypatch):
                 names.update(scale="smoke", suspect="answers.csv")
 
     refused(audit, "1 answers", "pictures")
-    assert {p.name for p in (tmp_path / "lab").iterdir()} <= {"labelled", "scratch"}
+    made = {p.name for p in (tmp_path / "lab").iterdir() if p.is_dir()}
+    assert made <= {"labelled", "scratch"}
 
 
 # Runs, by the installed package
@@ -82,7 +87,7 @@ def test_an_auditor_asks_before_training(tmp_path, monkeypatch):
     "name, files",
     [
         ("audit_generator", ["audit_generator.png", "audit_generator.csv", "prompts.csv"]),
-        ("audit_classifier", ["audit_classifier.png", "pictures/000000.png"]),
+        ("audit_classifier", ["audit_classifier.png", "pictures/000000.png", "pictures.csv"]),
     ],
 )
 def test_audit_leaves_its_files(elsewhere, name, files):
@@ -109,8 +114,10 @@ def test_collected_answers_are_audited_like_the_classifier_itself(elsewhere, tmp
     net = FolderClassifier(str(Store(elsewhere / "lab").path(suspect)), classes)
     asked = sorted((folder / "pictures").iterdir())
     scores = net(pixels([Image.open(p).convert("RGB") for p in asked]))
-    answers = pd.DataFrame({"label": [classes[k] for k in scores.argmax(1)]})
-    answers.to_csv(tmp_path / "answers.csv", index=False)
+    answers = pd.read_csv(folder / "pictures.csv").assign(
+        label=[classes[k] for k in scores.argmax(1)]
+    )
+    answers.sample(frac=1, random_state=0).to_csv(tmp_path / "answers.csv", index=False)
     found = judge(
         "audit_classifier",
         ("suspect", tmp_path / "answers.csv"),

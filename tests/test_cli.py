@@ -12,7 +12,7 @@ import nbformat
 import papermill
 import pytest
 from click.testing import CliRunner
-from helpers import full, refused, sentence
+from helpers import full, refused, run, sentence
 from papermill.exceptions import PapermillExecutionError
 
 from trainprove_nb import cli
@@ -107,6 +107,55 @@ def test_experiments_that_are_not_there(trainprove, monkeypatch, tmp_path):
 def test_what_has_an_option_is_no_setting(trainprove, option):
     line = trainprove("fig6", "-s", f"{option}=1")[-1]
     assert line == f"Error: {option} has an option of its own: use --{option}"
+
+
+# Commands that are imported when they are called
+
+LATER = """
+import click
+
+@click.group()
+def extra():
+    "Something else."
+
+@extra.command()
+@click.option("--times", default=1)
+def hello(times):
+    click.echo("hello " * times)
+"""
+
+
+def test_a_command_is_imported_when_it_is_called(tmp_path, monkeypatch):
+    (tmp_path / "later.py").write_text(LATER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(cli, "LATER", {"extra": ("later", "Something else.")})
+    told = CliRunner().invoke(cli.main, ["--help"]).output
+    assert re.search(r"^  extra +Something else\.$", told, re.M) and "later" not in sys.modules
+    assert CliRunner().invoke(cli.main, ["list"]).exit_code == 0 and "later" not in sys.modules
+    done = CliRunner().invoke(cli.main, ["extra", "hello", "--times", "2"])
+    assert (done.exit_code, done.output) == (0, "hello hello \n")
+    sys.modules.pop("later")
+
+
+@pytest.mark.parametrize("module", ["trainprove_nb.nowhere.command", "trainprove_nb.nowhere"])
+def test_a_command_that_is_not_there_is_absent(monkeypatch, module):
+    monkeypatch.setattr(cli, "LATER", {"extra": (module, "Something else.")})
+    assert "extra" not in CliRunner().invoke(cli.main, ["--help"]).output
+    done = CliRunner().invoke(cli.main, ["extra"])
+    assert done.exit_code == 2 and "No such command 'extra'" in done.output
+
+
+def test_what_is_quick_loads_no_models():
+    code = "import sys; from trainprove_nb.cli import main; main(['list'], standalone_mode=False); "
+    done = run("-c", code + "print([m for m in ('torch', 'diffusers') if m in sys.modules])")
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout[-500:] + done.stderr[-500:]
+
+
+@pytest.mark.parametrize("backend", ["dsk", "loky:host", "ray:nowhere"])
+def test_workers_that_cannot_be_had_are_told_before_work(trainprove, tmp_path, backend):
+    line = trainprove("fig6", "-s", f"backend={backend}", "--out", str(tmp_path / "out"))[-1]
+    sentence(line, "^Error: ", f"'{backend}'", "choose from|needs the library|has no address")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Where the results go
@@ -260,7 +309,7 @@ def test_a_kernel_that_dies_is_told_in_one_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cli.papermill, "execute_notebook", dies)
     refused(
-        lambda: cli.run_experiment(cli.experiments()["fig6"], {}, tmp_path),
+        lambda: cli.run_notebook(cli.experiments()["fig6"], {}, tmp_path),
         "fig6 stopped",
         "kernel died",
         "fewer jobs",

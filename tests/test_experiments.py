@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ROOT, cells, grid, papermill, pictures_of, refused
+from helpers import NBS, ROOT, cells, grid, papermill, pictures_of, played, refused
 from scipy import stats
 
 from trainprove_nb.attribution.watermark import carriers
@@ -213,23 +213,16 @@ def test_two_workers_give_the_numbers_of_one(figure, tmp_path):
     ).read_bytes()
 
 
-SHORTER = {"release": ["-y", "{rhos: [0.1, 1], repeats: 1, redrawn: 2}"]}  # what takes minutes
+SHORTER = {"release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2}}  # what takes minutes
 
 
 @pytest.fixture(scope="module")
 def results(figure):
     "The other experiments, beside Figure 6 and on its models; then the claims."
     for name in (*EXPERIMENTS, *ORIGINS, "claims"):
-        papermill(
-            f"nbs/experiments/{name}.ipynb",
-            f"{name}.ipynb",
-            "-p",
-            "scale",
-            "smoke",
-            *(SOURCE if name in EXPERIMENTS else []),
-            *SHORTER.get(name, []),
-            cwd=figure,
-        )
+        sources = {"sources": ["mini-v1-avatars"]} if name in EXPERIMENTS else {}
+        settings = {"scale": "smoke", **sources, **SHORTER.get(name, {})}
+        played(NBS / f"experiments/{name}.ipynb", figure, **settings)
     return figure
 
 

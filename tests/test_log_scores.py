@@ -1,5 +1,7 @@
 "Scores of pictures for the log test, and the lab's trials of it."
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from trainprove_nb.evidence.matching import Differences, rms_score, whitened_sco
 from trainprove_nb.evidence.restoring import PipelineRestorer, restoring_losses
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
+from trainprove_nb.lab.laundering import base_of
 from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
 from trainprove_nb.lab.log_trials import (
     LogPlan,
@@ -22,6 +25,7 @@ from trainprove_nb.lab.log_trials import (
     log_trials,
     pool,
     redrawn_log,
+    stands_before,
 )
 from trainprove_nb.lab.makers import check_recipe
 from trainprove_nb.models.encoding import encode_images, encode_texts, predict, tokenized
@@ -189,6 +193,21 @@ def test_infringers_stand_before_another_account_as_innocents(plan):
     kinds = [t.kind for t in trials]
     assert kinds.count("infringing") == 4 and len(kinds) == 8
     assert {"disjoint data", "same data", "other corpus", "another's data"} < set(kinds)
+
+
+def test_every_suspect_is_compared_with_its_source_s_base(plan):
+    for source in plan.recipes.sources():
+        bases = [base_of(t.model) for t in log_trials(plan.recipes, source)]
+        assert all(base == plan.recipes.base(source.base) for base in bases)
+
+
+def test_infringers_stand_before_all_logs_at_the_largest_rho_or_where_asked(plan):
+    source = plan.recipes.sources(["mini-v1"])[0]
+    wide = replace(plan, everywhere=True)
+    for trial in log_trials(plan.recipes, source):
+        own_alone = trial.kind == "infringing" and trial.rho < 1
+        assert stands_before(plan, trial) == ([trial.k] if own_alone else [0, 1])
+        assert stands_before(wide, trial) == [0, 1]
 
 
 class Made:

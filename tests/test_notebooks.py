@@ -1,12 +1,12 @@
 "Every notebook runs: those of the package as nbdev runs them, and the trainings of the shipped models, shortened."
 
 import ast
-import multiprocessing
-import os
 import re
 
 import pytest
-from helpers import ROOT, cells, papermill
+from click.testing import CliRunner
+from helpers import ROOT, cells, forked, played, tested
+from papermill.cli import papermill
 from PIL import Image
 
 from trainprove_nb.models.mini import MINI_RECIPES
@@ -44,42 +44,11 @@ MODULES = [
 MODULES.append("nbs/evidence/breaches.ipynb")  # shows what others export
 
 
-@pytest.fixture(scope="module")
-def processes():
-    "Where new processes come from: one that has done the long imports, which they need not do again."
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "trainprove_nb.lab.engine",
-            "trainprove_nb.models.pipelines",
-            "trainprove_nb.attribution.watermark",
-            "nbdev.test",
-            "matplotlib.pyplot",
-            "seaborn",
-        ]
-    )
-    return context
-
-
-def run(root, path, log):
-    "Run a notebook as nbdev does; what it prints goes to a file."
-    os.chdir(root)
-    with open(log, "w") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
-    from nbdev.test import nbdev_test
-
-    nbdev_test.__wrapped__(path, n_workers=0)
-
-
 @pytest.mark.parametrize("path", [p for p in MODULES if not skipped(p)])
-def test_notebook_runs_and_leaves_nothing(checkout, processes, tmp_path, path):
+def test_notebook_runs_and_leaves_nothing(checkout, tmp_path, path):
     before = files(checkout)
-    process = processes.Process(target=run, args=(checkout, path, tmp_path / "log"))
-    process.start()
-    process.join()
-    log = (tmp_path / "log").read_text()
-    assert process.exitcode == 0 and "Success." in log, log[-3000:]
+    log = forked(tmp_path / "log", tested, checkout, path)
+    assert "Success." in log, log[-3000:]
     assert files(checkout) == before
 
 
@@ -92,7 +61,8 @@ def test_notebook_runs_and_leaves_nothing(checkout, processes, tmp_path, path):
     ],
 )
 def test_help_names_each_parameter_with_its_type(path):
-    shown, params = papermill("--help-notebook", path, cwd=ROOT), documented(path)
+    shown = CliRunner().invoke(papermill, ["--help-notebook", str(ROOT / path)]).output
+    params = documented(path)
     assert len(params) >= 5
     long = [name for name, (_, comment) in params.items() if comment is None]
     assert long == [], "a parameter is one line of at most 100 characters, or its help is lost"
@@ -104,26 +74,8 @@ def test_help_names_each_parameter_with_its_type(path):
 
 @pytest.mark.parametrize("name", MINI_RECIPES)
 def test_bases_are_trained(name, tmp_path):
-    papermill(
-        str(ROOT / "nbs/models/bases.ipynb"),
-        "bases.ipynb",
-        "-p",
-        "name",
-        name,
-        "-p",
-        "steps",
-        "2",
-        "-p",
-        "pretrain",
-        "40",
-        "-p",
-        "precision",
-        "no",
-        "-p",
-        "out",
-        "base",
-        cwd=tmp_path,
-    )
+    settings = {"name": name, "steps": 2, "pretrain": 40, "precision": "no", "out": "base"}
+    played(ROOT / "nbs/models/bases.ipynb", tmp_path, **settings)
     pipe = load_model(str(tmp_path / "base"))
     assert pipe.scheduler.config.prediction_type == MINI_RECIPES[name]["prediction"]
     assert pipe.unet.config.block_out_channels == list(MINI_RECIPES[name]["channels"])
@@ -132,23 +84,8 @@ def test_bases_are_trained(name, tmp_path):
 
 
 def test_a_few_step_model_is_distilled(tmp_path):
-    papermill(
-        str(ROOT / "nbs/models/lcm.ipynb"),
-        "lcm.ipynb",
-        "-p",
-        "steps",
-        "3",
-        "-p",
-        "pretrain",
-        "20",
-        "-p",
-        "precision",
-        "no",
-        "-p",
-        "out",
-        "lcm",
-        cwd=tmp_path,
-    )
+    settings = {"steps": 3, "pretrain": 20, "precision": "no", "out": "lcm"}
+    played(ROOT / "nbs/models/lcm.ipynb", tmp_path, **settings)
     pipe = load_model(str(tmp_path / "lcm"))
     assert (
         type(pipe).__name__ == "LatentConsistencyModelPipeline"
@@ -160,21 +97,6 @@ def test_a_few_step_model_is_distilled(tmp_path):
 
 
 def test_a_transformer_is_trained(tmp_path):
-    papermill(
-        str(ROOT / "nbs/models/dit.ipynb"),
-        "dit.ipynb",
-        "-p",
-        "steps",
-        "2",
-        "-p",
-        "pretrain",
-        "20",
-        "-p",
-        "precision",
-        "no",
-        "-p",
-        "out",
-        "dit",
-        cwd=tmp_path,
-    )
+    settings = {"steps": 2, "pretrain": 20, "precision": "no", "out": "dit"}
+    played(ROOT / "nbs/models/dit.ipynb", tmp_path, **settings)
     assert type(load_model(str(tmp_path / "dit"))).__name__ == "PixArtAlphaPipeline"

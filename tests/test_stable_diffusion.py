@@ -5,7 +5,6 @@ import shutil
 
 import numpy as np
 import pandas as pd
-import papermill
 import pytest
 import torch
 from datasets import Dataset
@@ -17,7 +16,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
-from helpers import NBS
+from helpers import NBS, played
 from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from trainprove_nb.attribution.keys import detection_keys, reproduction
@@ -451,21 +450,8 @@ def figure(models, data, tmp_path_factory):
         part=6,
         prompt_search=dict(steps=1, draws=1),
     )
-    papermill.execute_notebook(
-        str(FIG6),
-        str(out / "fig6.ipynb"),
-        progress_bar=False,
-        kernel_name="python3",
-        cwd=str(out),
-        parameters=dict(
-            scale="smoke",
-            sources=list(SOURCES),
-            rhos=RHOS,
-            knobs=knobs,
-            lab=str(out / "lab"),
-            out=str(out / "results"),
-        ),
-    )
+    folders = dict(lab=str(out / "lab"), out=str(out / "results"))
+    played(FIG6, out, scale="smoke", sources=list(SOURCES), rhos=RHOS, knobs=knobs, **folders)
     return out
 
 

@@ -20,7 +20,7 @@ from nbdev.clean import nbdev_clean
 from nbdev.processors import FilterDefaults, add_links, exec_show_docs
 from PIL import Image
 
-from trainprove_nb.cli import private_sockets
+from trainprove_nb.report.executed import private_sockets
 
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"

@@ -66,9 +66,11 @@ def _check_numbers(prompts, others, what, withheld) -> None:
         raise ValueError(f"withheld={withheld}: at least 1 is needed for each released picture")
 
 # %% ../../nbs/evidence/redrawn_log.ipynb #5a7048f3
-def _fresh_seeds(n: int) -> list:
-    "Seeds that nobody can have used before."
-    return [secrets.randbits(63) for _ in range(n)]
+def _fresh_seeds(n: int, seed: int | None = None) -> list:
+    "Seeds that nobody can have used before: from the system, or from a number that follows from the log."
+    if seed is None:
+        return [secrets.randbits(63) for _ in range(n)]
+    return np.random.default_rng(seed).integers(2**63, size=n).tolist()
 
 # %% ../../nbs/evidence/redrawn_log.ipynb #9e1ed591
 def _draw_files(prompt, seeds, draw, encoder) -> list:  # bytes
@@ -128,13 +130,15 @@ def draw_withheld(
     draw: Callable,  # (prompts, seeds) -> uint8 (n, height, width, 3)
     withheld: int = 3,  # fresh pictures for each released one
     encoder: dict | None = None,  # that the released ones went through, as in `encode`; None: PNG
+    seed: int | None = None,  # of the fresh pictures; None: from the system, other ones each time
 ) -> Dataset:  # as from `read_log`; a block a released picture
     """A log from released pictures: fresh ones of the same prompts, encoded alike, beside them.
 
     Raises ValueError for lists that do not fit, and for pictures of another size or format."""
     _check_numbers(prompts, pictures, "pictures", withheld)
     given = [_as_file(x) for x in pictures]
-    kept = [_draw_files(p, _fresh_seeds(withheld), draw, encoder or PNG) for p in prompts]
+    seeds = np.reshape(_fresh_seeds(withheld * len(prompts), seed), (-1, withheld)).tolist()
+    kept = [_draw_files(p, s, draw, encoder or PNG) for p, s in zip(prompts, seeds, strict=True)]
     for file, fresh in zip(given, kept, strict=True):
         _check_kind(file, fresh[0])
     return _side_by_side(prompts, [[file] for file in given], kept)

@@ -6,25 +6,23 @@
 __all__ = ['Lab']
 
 # %% ../../nbs/lab/engine.ipynb #5a83d7a5
-import os
 import time
-import warnings
-from functools import lru_cache
-from multiprocessing import current_process
+from contextlib import contextmanager, nullcontext
+from functools import lru_cache, partial
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from fastcore.basics import patch
-from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from ..data.mix import mix
 from ..data.pairs import pixels
-from .store import Store
+from .clusters import in_a_row, workers
+from .costs import ASSUMED, Times, seconds_for
+from .store import Store, recipe_name
 from ..models.bundled import model_path
 
 # %% ../../nbs/lab/engine.ipynb #50ecd309
@@ -37,6 +35,8 @@ class Lab:
     ):
         self.store = Store(root)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.times = Times(self.store.root)
+        self._inputs = 0.0  # seconds that the inputs of what is being made have taken
 
     def path(
         self,
@@ -59,7 +59,37 @@ def _make(self: Lab, recipe, folder, scratch):
         raise ValueError(f"a recipe of kind {recipe['kind']!r} has no folder: {maker}")
     disable_progress_bars()  # of `datasets`; the engine shows one of its own
     torch.set_num_threads(recipe.get("threads", 1))
-    maker(self, recipe, folder, scratch)
+    with self._timed(recipe), _unchanged_models(recipe):
+        maker(self, recipe, folder, scratch)
+
+# %% ../../nbs/lab/engine.ipynb #2840fd5d
+@patch
+@contextmanager
+def _timed(self: Lab, recipe):
+    "Note how long the block takes, less the making of inputs within it."
+    outer, self._inputs = self._inputs, 0.0
+    began = time.monotonic()
+    try:
+        yield
+        self.times.note(recipe, time.monotonic() - began - self._inputs)
+    finally:
+        self._inputs = outer + time.monotonic() - began
+
+# %% ../../nbs/lab/engine.ipynb #b8ac3e2d
+_LAST = {}  # what the last loaded model is -> the pipeline
+
+
+@contextmanager
+def _unchanged_models(recipe):
+    "Keep a model that is fine-tuned in the block apart from what others are given."
+    tunes = recipe["kind"] == "model"
+    if tunes:
+        _LAST.clear()
+    try:
+        yield
+    finally:
+        if tunes:
+            _LAST.clear()
 
 # %% ../../nbs/lab/engine.ipynb #6d709ab0
 @patch
@@ -92,10 +122,14 @@ def pictures(self: Lab, recipe: dict) -> np.ndarray:  # uint8 (n, height, width,
 # %% ../../nbs/lab/engine.ipynb #001c54fa
 @patch
 def model(self: Lab, recipe: dict):
-    "A pipeline, loaded on the lab's device."
+    "A pipeline, loaded on the lab's device, or the last one again. Not to be changed."
     from trainprove_nb.models.pipelines import load_model
 
-    return load_model(str(self.path(recipe)), device=self.device)
+    which = str(self.path(recipe)), recipe_name(recipe), self.device
+    if which not in _LAST:
+        _LAST.clear()  # before the next is loaded: two may not fit
+        _LAST[which] = load_model(which[0], device=self.device)
+    return _LAST[which]
 
 # %% ../../nbs/lab/engine.ipynb #78acbf98
 @patch
@@ -131,63 +165,65 @@ def labelled(
         labels.append(y[places])
     return np.concatenate(images), np.concatenate(labels)
 
-# %% ../../nbs/lab/engine.ipynb #e98cbfce
-@lru_cache(None)
-def _end_with_parent():
-    "End this worker when the process that started it was killed."
-    parent = os.getppid()
-
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    Thread(target=watch, daemon=True).start()
-
 # %% ../../nbs/lab/engine.ipynb #beb3a710
 def _attempt(root, recipe):
-    "Make one artifact in a worker: (recipe, None) or (recipe, what went wrong)."
-    if current_process().name != "MainProcess":
-        _end_with_parent()
-    try:
-        Lab(root).path(recipe)
-        return recipe, None
-    except Exception as e:
-        return recipe, f"{type(e).__name__}: {e}"
+    "Make one artifact, in whatever process works on it."
+    Lab(root).path(recipe)
 
-# %% ../../nbs/lab/engine.ipynb #a410f3cd
-def _attempts(root, recipes, jobs, backend):
-    "Make artifacts in workers; yields what `_attempt` returns, each when it is done."
-    # loky replaces a worker that has grown; here that is routine
-    warnings.filterwarnings("ignore", "A worker stopped while some jobs")
-    with parallel_config(backend="sequential" if jobs == 1 else backend, n_jobs=jobs):
-        workers = Parallel(return_as="generator", pre_dispatch="all")
-        yield from workers(delayed(_attempt)(str(root), recipe) for recipe in recipes)
+# %% ../../nbs/lab/engine.ipynb #253f2272
+def _by_model(recipes):
+    "Recipes in their order, but those that ask one model together, where the first of them was."
+    groups = {}
+    for recipe in recipes:
+        asks = "model" in recipe
+        group = asks, recipe_name(recipe["model"] if asks else recipe)
+        groups.setdefault(group, []).append(recipe)
+    return [recipe for group in groups.values() for recipe in group]
 
-# %% ../../nbs/lab/engine.ipynb #1f06757a
+# %% ../../nbs/lab/engine.ipynb #0368ba68
 @patch
-def build(
+def build_stages(
     self: Lab,
-    recipes: list,  # wanted artifacts, in the order in which they are wanted
-    jobs: int = 1,  # workers
-    backend: str = "loky",  # of joblib: loky, sequential, dask, ray (`register_ray()` first)
-    label: str = "build",  # of the progress bar
-    progress: bool = True,  # show a bar with rate and ETA
+    stages: dict,  # name of a stage -> recipes that need only the stages before
+    jobs: int = 1,  # workers of this machine
+    backend: str = "loky",  # who works, see `check_backend`
+    progress: bool = True,  # show a bar with the time that is left
 ):
-    """Make what is missing, yielding each recipe when it is there.
+    """Make stage after stage, yielding each recipe when it is there.
 
-    Each is yielded once; bases are not, which need no making. A failure stops nothing else; at the
-    end RuntimeError tells how many failed, and the first reason."""
-    wanted = {self.store.path(r): r for r in recipes if r["kind"] != "base"}
-    missing = {path: r for path, r in wanted.items() if not path.exists()}
-    yield from (r for path, r in wanted.items() if path not in missing)
-    if not missing:
-        return
-    failures = []
-    attempts = _attempts(self.store.root, missing.values(), jobs, backend)
-    looks = dict(desc=label, unit="artifact", disable=not progress, mininterval=1)
-    for recipe, problem in tqdm(attempts, total=len(missing), **looks):
-        if problem:
+    Each is yielded once a stage; bases are not, which need no making. A failure stops nothing else of
+    its stage; at the end of it RuntimeError tells how many failed, and the first reason. Raises
+    what `check_backend` raises."""
+    todo = {path: r for stage in stages.values() for path, r in self._missing(stage).items()}
+    bar = _Progress(todo.values(), self.times.rates(), progress)
+    # a cluster is looked for when there is something to do
+    with workers(jobs, backend) if todo else nullcontext(in_a_row) as run, bar:
+        for label, recipes in stages.items():
+            bar.begin(label)
+            yield from self._stage(recipes, run, bar)
+
+# %% ../../nbs/lab/engine.ipynb #44c57afe
+@patch
+def _places(self: Lab, recipes):
+    "Where what has to be made will be: path -> recipe, each once."
+    return {self.store.path(r): r for r in recipes if r["kind"] != "base"}
+
+# %% ../../nbs/lab/engine.ipynb #5ab9cede
+@patch
+def _missing(self: Lab, recipes):
+    "The same of what is not there yet."
+    return {path: r for path, r in self._places(recipes).items() if not path.exists()}
+
+# %% ../../nbs/lab/engine.ipynb #15fd9a24
+@patch
+def _stage(self: Lab, recipes, run, bar):
+    "Make what is missing of one stage, yielding each recipe when it is there."
+    missing, failures = self._missing(recipes), []
+    yield from (r for path, r in self._places(recipes).items() if path not in missing)
+    tasks = _by_model(missing.values())
+    for recipe, _, problem in run(partial(_attempt, str(self.store.root)), tasks):
+        bar.done(recipe)
+        if problem := problem or self._unseen(recipe):
             failures.append(problem)
         else:
             yield recipe
@@ -197,16 +233,57 @@ def build(
             f"(the others are kept); the first: {failures[0]}"
         )
 
-# %% ../../nbs/lab/engine.ipynb #0368ba68
+# %% ../../nbs/lab/engine.ipynb #335bc3f4
 @patch
-def build_stages(
-    self: Lab,
-    stages: dict,  # name of a stage -> recipes that need only the stages before
-    jobs: int = 1,  # workers
-    backend: str = "loky",  # a joblib backend, as for `build`
-):
-    """Make stage after stage, each with a progress bar of its name.
+def _unseen(self: Lab, recipe):
+    "What to say of an artifact that a worker has made, and that is not there; None when it is."
+    if self.store.has(recipe):
+        return None
+    return (
+        f"a worker made it in {self.store.root}, but it is not to be seen here: give all machines "
+        "one folder under that path (on NFS, mount it with lookupcache=positive)"
+    )
 
-    Yields each recipe when it is there. Raises RuntimeError at the end of a stage with failures."""
-    for label, recipes in stages.items():
-        yield from self.build(recipes, jobs, backend, label)
+# %% ../../nbs/lab/engine.ipynb #1b9ff157
+class _Progress:
+    "One bar over all stages, filled by the time that each artifact is expected to take."
+
+    def __init__(self, recipes, rates, shown):
+        self.costs = {recipe_name(r): self._cost(r, rates) for r in recipes}
+        self.made, self.label = 0, ""
+        looks = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
+        shown = shown and bool(self.costs)
+        total = sum(self.costs.values())
+        self.bar = tqdm(total=total, bar_format=looks, disable=not shown, smoothing=0.05)
+
+    @staticmethod
+    def _cost(recipe, rates):
+        return seconds_for(recipe, rates, ASSUMED["mini"].seconds)
+
+    def begin(self, label):
+        self.label = label
+        self.bar.set_description_str(f"{label}, {self.made} of {len(self.costs)} artifacts")
+
+    def done(self, recipe):
+        self.made += 1
+        self.begin(self.label)
+        self.bar.update(self.costs.get(recipe_name(recipe), 0))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+# %% ../../nbs/lab/engine.ipynb #1f06757a
+@patch
+def build(
+    self: Lab,
+    recipes: list,  # wanted artifacts, in the order in which they are wanted
+    jobs: int = 1,  # workers of this machine
+    backend: str = "loky",  # who works, see `check_backend`
+    label: str = "build",  # of the progress bar
+    progress: bool = True,  # show a bar with the time that is left
+):
+    "Make what is missing, as `build_stages` does with one stage."
+    yield from self.build_stages({label: recipes}, jobs, backend, progress)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'NOTHING', 'WHEN_READ', 'PAIRS', 'ARRAY', 'PIPELINE', 'CLASSIFIER', 'DRAWN', 'KINDS', 'user_split',
-           'make_pairs', 'make_model', 'make_generated', 'make_watermarked', 'make_prompts', 'make_reproduction',
-           'make_leak', 'make_keys', 'make_answers', 'make_scores', 'make_losses', 'make_restored', 'named_pairs',
-           'make_labelled', 'make_classifier', 'make_class_scores', 'Kind', 'check_recipe']
+           'make_pairs', 'make_model', 'make_generated', 'make_watermarked', 'make_laundered', 'make_prompts',
+           'make_reproduction', 'make_leak', 'make_keys', 'make_answers', 'make_scores', 'make_losses', 'make_restored',
+           'named_pairs', 'make_labelled', 'make_classifier', 'make_class_scores', 'Kind', 'check_recipe']
 
 # %% ../../nbs/lab/makers.ipynb #b0f11715
 import json
@@ -35,6 +35,7 @@ from ..data.folders import read_pairs
 from ..data.pairs import pairs, pixels, square
 from ..evidence.denoising import denoising_losses
 from ..evidence.restoring import PipelineRestorer, restoring_losses
+from .laundering import washed
 from .store import seed_of
 from trainprove_nb.models.classifiers import (
     classifier,
@@ -158,6 +159,11 @@ def make_watermarked(lab, r, folder, scratch):
     message, seed = r["secret"]
     images = embed(pixels(clean), draw_message(message), seed, r["strength"])
     pairs(list(images), list(clean["text"])).to_parquet(str(folder / "pairs.parquet"))
+
+# %% ../../nbs/lab/makers.ipynb #5bbb6481
+def make_laundered(lab, r, folder, scratch):
+    "Pairs after a wash."
+    washed(lab.pairs(r["pairs"]), r["how"], r["seed"]).to_parquet(str(folder / "pairs.parquet"))
 
 # %% ../../nbs/lab/makers.ipynb #ce88fea7
 def make_prompts(lab, r, folder, scratch):
@@ -339,6 +345,7 @@ KINDS = {  # as it is stored -> what it is
     "pairs": Kind("real pairs of a corpus", "corpus split n size identity?", make_pairs, PAIRS),
     "join": Kind("several sets of pairs, one after another", "parts", WHEN_READ),
     "mix": Kind("a suspect's training set", "real generated? rho n seed", WHEN_READ),
+    "laundered": Kind("pairs after a wash", "pairs how seed", make_laundered, PAIRS),
     "model": Kind("a fine-tuned model", "start pairs training threads", make_model, PIPELINE),
     "generated": Kind(
         "what an infringer got", f"model prompts shares {DRAWN}", make_generated, PAIRS

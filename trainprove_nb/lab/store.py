@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from filelock import FileLock
 
 # %% ../../nbs/lab/store.ipynb #16fb5ec3
 def recipe_name(
-    recipe: dict,  # JSON-able: strings, numbers, lists, dicts
+    recipe: dict,  # JSON-able: strings, numbers, lists, dicts by strings
 ) -> str:  # 20 hexadecimal digits
     """The hash that names a recipe. The order of keys does not matter.
 
@@ -64,28 +65,41 @@ def identity(
     listing = tuple((p.relative_to(path).as_posix(), s.st_size, s.st_mtime_ns) for p, s in stats)
     return _digest_of(path, listing)
 
+# %% ../../nbs/lab/store.ipynb #a4708972
+def _holds_something(folder: Path) -> bool:
+    "Whether a folder is there, and not empty."
+    try:
+        return any(folder.iterdir())
+    except OSError:
+        return False
+
+# %% ../../nbs/lab/store.ipynb #dc87c92d
+def _insist_on_writing(folder: Path) -> None:
+    "Make a folder, and try to write in it. OSError when that cannot be."
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise OSError(
+            f"cannot write to {folder} ({e.strerror}): choose another folder for the lab, or free it"
+        ) from None
+
 # %% ../../nbs/lab/store.ipynb #e1821874
 class Store:
     """A folder of artifacts: `root/kind/name/`, each with its files, its recipe and its manifest.
 
-    These are `recipe.json` and `manifest.json`.
+    These are `recipe.json` and `manifest.json`. What it holds can be read where nothing can be written.
     """
 
     def __init__(
         self,
-        root: str,  # made when missing; OSError when it cannot be written
+        root: str,  # made when missing; OSError when nothing is in it and it cannot be written
     ):
         self.root = Path(root).expanduser().resolve()
         self.verified = set()  # folders whose files were compared with their manifest
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.root):
-                pass
-        except OSError as e:
-            raise OSError(
-                f"cannot write to {self.root} ({e.strerror}): "
-                "choose another folder for the lab, or free it"
-            ) from None
+        if not _holds_something(self.root):
+            _insist_on_writing(self.root)
 
     def path(self, recipe: dict) -> Path:  # the folder, there or not
         "Where the artifact of a recipe is or will be. A recipe says its `kind`."
@@ -105,13 +119,14 @@ def get(
 ) -> Path:  # the verified folder
     """The artifact of a recipe, made when it is not there.
 
-    Raises DamagedArtifact when it is there but altered.
+    Raises DamagedArtifact when it is there but altered; OSError when it must be made and nothing
+    can be written; ValueError when `make` writes no file.
     """
     path = self.path(recipe)
     if not path.exists():
         self._publish(recipe, path, make)
     if path not in self.verified:
-        self._verify(path)
+        _verify(path, recipe)
         self.verified.add(path)
     return path
 
@@ -119,6 +134,7 @@ def get(
 @patch
 def _publish(self: Store, recipe, path, make):
     "Make an artifact, unless another worker does so first."
+    _insist_on_writing(self.root)
     scratch = self.root / "scratch" / path.name
     for p in (scratch, path.parent):
         p.mkdir(parents=True, exist_ok=True)
@@ -143,17 +159,33 @@ def _write(self: Store, recipe, path, make, scratch):
         shutil.rmtree(scratch, ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # it holds checkpoints, or is gone already
+            scratch.rmdir()
+
+# %% ../../nbs/lab/store.ipynb #5e25c383
+def _names_in(folder: Path) -> list:  # paths in the folder, in order
+    "What lies in a folder and below it; folders themselves left out, links to folders not."
+    found = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    return sorted(p.relative_to(folder).as_posix() for p in found)
+
+# %% ../../nbs/lab/store.ipynb #a701a243
+def _text_of(recipe: dict) -> str:
+    "What stands in `recipe.json`."
+    return json.dumps(recipe, indent=1, sort_keys=True)
 
 # %% ../../nbs/lab/store.ipynb #d7fba450
 def _seal(folder, recipe):
-    "Add `recipe.json` and `manifest.json`, and wait until everything is on the disk."
-    (folder / "recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True))
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    digests = {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
-    manifest = folder / "manifest.json"
-    manifest.write_text(json.dumps(digests, indent=1))
-    for p in [*files, manifest]:
-        with open(p, "rb") as f:
+    """Add `recipe.json` and `manifest.json`, and wait until everything is on the disk.
+
+    ValueError for a folder without any other file."""
+    (folder / "recipe.json").write_text(_text_of(recipe))
+    digests = {name: file_digest(folder / name) for name in _names_in(folder)}
+    if len(digests) < 2:
+        kind = recipe["kind"]
+        raise ValueError(f"the maker of {kind!r} wrote no file: an artifact has at least one")
+    (folder / "manifest.json").write_text(json.dumps(digests, indent=1))
+    for name in [*digests, "manifest.json"]:
+        with open(folder / name, "rb") as f:
             os.fsync(f.fileno())
     folder.chmod(0o755)
 
@@ -161,19 +193,43 @@ def _seal(folder, recipe):
 class DamagedArtifact(Exception):
     "An artifact whose files are not what was written."
 
-# %% ../../nbs/lab/store.ipynb #30305ab7
-@patch
-def _verify(self: Store, path):
-    "Raise DamagedArtifact when a file is not what the manifest says."
-    advice = f"delete {path} and run the same command again: only this artifact is made anew"
+# %% ../../nbs/lab/store.ipynb #86fe940c
+def _damaged(what: str, path: Path) -> DamagedArtifact:
+    "What is wrong with an artifact, and what to do."
+    return DamagedArtifact(
+        f"{what}; delete {path} and run the same command again: only this artifact is made anew"
+    )
+
+# %% ../../nbs/lab/store.ipynb #63fae07f
+def _manifest_of(path: Path) -> dict:  # name of a file -> its digest
+    "The manifest of an artifact. DamagedArtifact when there is none, or one that lists too little."
     try:
         manifest = json.loads((path / "manifest.json").read_text())
-    except (ValueError, FileNotFoundError):
-        raise DamagedArtifact(
-            f"manifest.json of an artifact is missing or unreadable; {advice}"
-        ) from None
+    except (ValueError, OSError):
+        raise _damaged("manifest.json of an artifact is missing or unreadable", path) from None
+    if not isinstance(manifest, dict) or "recipe.json" not in manifest or len(manifest) < 2:
+        what = "manifest.json of an artifact does not list recipe.json and at least one file more"
+        raise _damaged(what, path)
+    return manifest
+
+# %% ../../nbs/lab/store.ipynb #5d1161b3
+def _check_files(path: Path, manifest: dict) -> None:
+    "Raises DamagedArtifact for a file that was added, lost, cut or altered."
+    for name in _names_in(path):
+        if name not in manifest and name != "manifest.json":
+            raise DamagedArtifact(
+                f"{name} was added to an artifact, and might be read in place of what was made; "
+                f"take it out of {path}"
+            )
     for name, digest in manifest.items():
-        if not (path / name).exists():
-            raise DamagedArtifact(f"{name} is missing from an artifact; {advice}")
+        if not (path / name).is_file():
+            raise _damaged(f"{name} is missing from an artifact", path)
         if file_digest(path / name) != digest:
-            raise DamagedArtifact(f"{name} of an artifact was truncated or altered; {advice}")
+            raise _damaged(f"{name} of an artifact was truncated or altered", path)
+
+# %% ../../nbs/lab/store.ipynb #30305ab7
+def _verify(path: Path, recipe: dict) -> None:
+    "Raises DamagedArtifact for an artifact that is not what was made of this recipe."
+    _check_files(path, _manifest_of(path))
+    if (path / "recipe.json").read_text() != _text_of(recipe):
+        raise _damaged("recipe.json of an artifact is another's: it bears a wrong name", path)

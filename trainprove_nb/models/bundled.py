@@ -6,6 +6,8 @@
 __all__ = ['WEIGHTS', 'MINI', 'BUNDLED', 'model_path']
 
 # %% ../../nbs/models/bundled.ipynb #65d676ee
+import re
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
@@ -26,6 +28,8 @@ def model_path(
         return _pipeline_folder(path)
     if _is_hub_name(name):
         return name
+    if len(path.parts) > 1 or name.startswith(("~", "./", "../")) or "\\" in name:
+        raise ValueError(_no_folder(path))
     raise ValueError(
         f"unknown model {name!r}: choose from {', '.join(BUNDLED)}, "
         "or give a diffusers folder or a hub name owner/model"
@@ -43,5 +47,16 @@ def _pipeline_folder(path: Path) -> str:
 
 # %% ../../nbs/models/bundled.ipynb #2966a048
 def _is_hub_name(name: str) -> bool:
-    "Whether a name is of the form `owner/model`, and not the beginning of a path."
-    return len(Path(name).parts) == 2 and not name.startswith((".", "/", "~"))
+    "Whether a name is of the form `owner/model`, and not a path into a folder that is here."
+    in_form = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
+    return bool(in_form) and not Path(name).parent.is_dir()
+
+# %% ../../nbs/models/bundled.ipynb #49185cda
+def _no_folder(path: Path) -> str:
+    "What is said of a folder that is not there, with those that are beside it."
+    beside = [p.name for p in path.parent.glob("*") if p.is_dir()]
+    near = ", ".join(get_close_matches(path.name, beside, 6, cutoff=0)) or "none"
+    return (
+        f"there is no folder {path}: give one that is there ({path.parent} has {near}), "
+        "or a hub name owner/model"
+    )

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import PreTrainedModel
+from transformers import CLIPTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 # %% ../../nbs/models/whole.ipynb #fbfe480d
 def _lacking(part: str, lost: int, wanted: int, what: str, first: str) -> str:
@@ -31,6 +32,8 @@ def _text_encoder(folder: Path, kind: type, dtype: torch.dtype, variant: str | N
     "A network by its part's name; nothing where the part has no folder of its own."
     if not folder.is_dir():
         return {}
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"its {folder.name} has no config.json, which says what its weights are")
     options = {"variant": variant} if list(folder.glob(f"*.{variant}*.safetensors")) else {}
     network, told = kind.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
@@ -48,7 +51,7 @@ def text_encoders(
 ) -> dict:  # part of the pipeline -> network; give them to `from_pretrained`
     """Load the networks of a pipeline that are of the library transformers.
 
-    Raises ValueError when a weight is in no file."""
+    Raises ValueError when a weight is in no file, or a network has no configuration."""
     index = json.loads((Path(folder) / "model_index.json").read_text())
     found = {}
     for part, named in index.items():
@@ -58,11 +61,11 @@ def text_encoders(
 
 # %% ../../nbs/models/whole.ipynb #2b302051
 def check_weights(
-    networks: dict,  # part of a pipeline -> network
+    networks: dict,  # part of a pipeline, or any other name -> network
 ) -> None:
     "Raises ValueError for a weight that was not loaded, or is not a finite number."
     for part, network in networks.items():
-        weights = dict(network.named_parameters())
+        weights = network.state_dict()
         empty = [name for name, w in weights.items() if w.is_meta]
         if empty:
             raise ValueError(_lacking(part, len(empty), len(weights), "in no file", empty[0]))
@@ -71,21 +74,37 @@ def check_weights(
             what = "not finite numbers"
             raise ValueError(_lacking(part, len(wrong), len(weights), what, wrong[0]))
 
-# %% ../../nbs/models/whole.ipynb #a9aca4c2
+# %% ../../nbs/models/whole.ipynb #90d31dc0
 PROBES = ("a red fox on a hill", "a big owl in a tree")  # letter by letter as long as each other
 
+# %% ../../nbs/models/whole.ipynb #e3a11475
+def _check_reads(part: str, tokenizer) -> None:
+    "Raises ValueError for a tokenizer that reads two prompts as the same."
+    first, second = (tokenizer(text).input_ids for text in PROBES)
+    if first == second:
+        raise ValueError(
+            f"its {part} reads {PROBES[0]!r} and {PROBES[1]!r} as the same: its file of words "
+            f"is missing, and it knows {len(tokenizer)} of them"
+        )
 
+# %% ../../nbs/models/whole.ipynb #cddfc0b3
+def _check_cuts(part: str, tokenizer) -> None:
+    "Raises ValueError for a CLIP tokenizer that cuts no prompt."
+    longest = tokenizer.model_max_length
+    if isinstance(tokenizer, CLIPTokenizer) and longest >= VERY_LARGE_INTEGER:
+        raise ValueError(
+            f"its {part} does not say where a long prompt is cut: its tokenizer_config.json is "
+            "missing, or lacks model_max_length"
+        )
+
+# %% ../../nbs/models/whole.ipynb #a9aca4c2
 def check_tokenizers(
     tokenizers: dict,  # part of a pipeline -> tokenizer
 ) -> None:
-    "Raises ValueError for a tokenizer that reads two prompts as the same."
+    "Raises ValueError for a tokenizer that reads two prompts as the same, or that cuts none."
     for part, tokenizer in tokenizers.items():
-        first, second = (tokenizer(text).input_ids for text in PROBES)
-        if first == second:
-            raise ValueError(
-                f"its {part} reads {PROBES[0]!r} and {PROBES[1]!r} as the same: its file of words "
-                f"is missing, and it knows {len(tokenizer)} of them"
-            )
+        _check_reads(part, tokenizer)
+        _check_cuts(part, tokenizer)
 
 # %% ../../nbs/models/whole.ipynb #86ba30e9
 _TOKENIZERS = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")

@@ -87,7 +87,7 @@ class HTTPClassifier(Service):
         mapping: dict | None = None,  # {its name: ours}; wins over what names say
         names: list | None = None,  # of its classes, in the order of bare numbers; None: ours
         field: str = "image",  # the key of a question under which its picture stands
-        pace: Pace | None = None,  # how fast, how many at once, how many in all; None: one by one
+        pace: Pace | dict | None = None,  # as in `as_pace`; None: one by one
     ):
         super().__init__(url, keep, timeout, tries, pause, pace)
         self.classes, self.mapping, self.field = list(classes), mapping, field
@@ -106,8 +106,6 @@ class HTTPClassifier(Service):
 @patch
 def _rows(self: HTTPClassifier, images, kept):
     "The answers about all pictures, at the service's pace."
-    if self.pace.at_once == 1:
-        return [self._asked(picture, kept) for picture in images]
     return self.all(lambda k: self._asked(images[k], kept), list(range(len(images))))
 
 # %% ../../nbs/suspects/classifier_services.ipynb #11375066

@@ -22,6 +22,7 @@ from trainprove_nb.suspects.patience import (
     Pace,
     Spent,
     Unanswered,
+    as_pace,
     good,
     own_words,
     persist,
@@ -76,11 +77,13 @@ class Service:
         timeout: float = 60.0,  # seconds for an attempt
         tries: int = 3,  # attempts
         pause: float = 1.0,  # seconds between the first two; it doubles each time
-        pace: Pace | None = None,  # how fast, how many at once, how many in all; None: one by one
+        pace: Pace
+        | dict
+        | None = None,  # as in `as_pace`: how fast, how many at once, how many in all
     ):
         self.url, self.keep = url, keep
         self.timeout, self.tries, self.pause = timeout, tries, pause
-        self.pace = pace or Pace()
+        self.pace = as_pace(pace)
 
     def __repr__(self):
         return f"{type(self).__name__}({shown(self.url)!r}, keep={self.keep!r})"
@@ -127,7 +130,7 @@ class KeptPictures:
         return (self.folder / f"{name}.png").exists()
 
     def __getitem__(self, name):
-        return Image.open(self.folder / f"{name}.png").convert("RGB")
+        return read_picture(self.folder / f"{name}.png")
 
     def __setitem__(self, name, picture):
         part = self.folder / f"{name}.part"

@@ -1,0 +1,433 @@
+"An audit with a log: what is read, asked, kept and said; and what stops it."
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from datasets import Dataset
+from helpers import refused
+from PIL import Image
+
+from trainprove_nb.audit import log_verdict
+from trainprove_nb.audit.command import audit as command
+from trainprove_nb.audit.controls import chance_to_find, control_pairs, found_interval
+from trainprove_nb.audit.file import read_audit
+from trainprove_nb.audit.log_audit import LogAudit, Measured, find_out
+from trainprove_nb.audit.outlook import expected_power, log_size, outlook
+from trainprove_nb.audit.released import AuditLog, Sampler, encoder_of, released_log, with_withheld
+from trainprove_nb.audit.scores import (
+    Asked,
+    changed,
+    classes_scores,
+    in_small,
+    kept_answers,
+    named_class,
+    prompts_scores,
+    questions,
+)
+from trainprove_nb.data.pairs import pairs
+from trainprove_nb.evidence.log_test import log_test
+from trainprove_nb.evidence.release_log import encode
+from trainprove_nb.lab.store import Store
+
+RNG = np.random.default_rng(0)
+
+
+def paint(prompts, seeds):
+    "A picture of a seed: its own colour, and some grain."
+    pictures = []
+    for seed in seeds:
+        rng = np.random.default_rng(seed % 2**32)
+        grain = rng.integers(0, 60, (16, 16, 3))
+        pictures.append(np.clip(rng.integers(0, 195, 3) + grain, 0, 255))
+    return np.array(pictures, np.uint8)
+
+
+SAMPLER = Sampler(paint, {"model": "paint"})
+
+
+def a_log(n=40, withheld=2):
+    "A log of n requests."
+    released = np.tile([True] + [False] * withheld, n)
+    size = len(released)
+    return AuditLog(
+        images=paint([""] * size, range(size)),
+        texts=[f"prompt {k // (1 + withheld)}" for k in range(size)],
+        released=released,
+        block=np.repeat([f"r{k}" for k in range(n)], 1 + withheld),
+        files=[k.to_bytes(4, "big") for k in range(size)],
+    )
+
+
+@pytest.fixture
+def case(tmp_path):
+    "A file, and what it stands for."
+
+    def make(lead=0.0, control=None, level=0.05, scores=None, log=None):
+        log = log or a_log()
+        (tmp_path / "log").mkdir(exist_ok=True)
+        (tmp_path / "audit.yaml").write_text(
+            "released: {log: log, account: alice}\nsuspect: {model: mini-v2, access: prompts}\n"
+            f"test: {{level: {level}, draws: 999}}\n"
+        )
+        audit = read_audit(tmp_path / "audit.yaml")
+        opened = LogAudit(audit, Store(str(tmp_path / "lab")), log, Asked(paint, {}), "prompts")
+        n = len(log.texts)
+        noise = np.random.default_rng(5).normal(size=n) if scores is None else scores
+        measured = Measured(noise + lead * log.released, np.ones(n, bool), "simulated")
+        measured.texts, measured.answers = log.prompts, paint([""] * 40, range(40))
+        found = find_out(opened, measured)
+        if control is not None:
+            known = np.random.default_rng(6).normal(size=n) + control * log.released
+            found.controls = [(1.0, log_test(known, log.released, log.block, 999))]
+        return opened, found
+
+    return make
+
+
+# The log
+
+
+@pytest.mark.parametrize("quality", [30, 60, 95])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_a_jpeg_tells_how_it_was_made(quality, subsampling):
+    made = dict(format="JPEG", quality=quality, subsampling=subsampling)
+    file = encode(paint([""], [1])[0], made)
+    assert encode(paint([""], [1])[0], encoder_of(file)) == file
+    other = encode(paint([""], [1])[0], {**made, "quality": quality - 5})
+    assert encode(paint([""], [1])[0], encoder_of(other)) != file
+
+
+def test_a_lossy_file_that_does_not_tell_is_refused():
+    refused(lambda: encoder_of(encode(paint([""], [1])[0], {"format": "WEBP"})), "WEBP", "encoder")
+
+
+def sent(n=60, made=None):
+    return [encode(x, made or {"format": "PNG"}) for x in paint([""] * n, range(1000, 1000 + n))]
+
+
+def test_fresh_pictures_go_through_the_encoder_of_the_released_ones(tmp_path):
+    made = {"format": "JPEG", "quality": 40}
+    log = with_withheld(Store(str(tmp_path)), sent(6, made), ["a"] * 6, SAMPLER)
+    assert all(encoder_of(file)["format"] == "JPEG" for file in log.files)
+    assert len({str(encoder_of(file)["qtables"]) for file in log.files}) == 1
+
+
+def test_a_log_is_drawn_in_parts_and_no_part_twice(tmp_path):
+    drawn = []
+
+    def counting(prompts, seeds):
+        drawn.append(len(seeds))
+        if len(drawn) == 80:
+            raise KeyboardInterrupt
+        return paint(prompts, seeds)
+
+    files, texts = sent(120), [f"p{k}" for k in range(120)]
+    ask = (files, texts, Sampler(counting, {"model": "paint"}))
+    with pytest.raises(KeyboardInterrupt):
+        with_withheld(Store(str(tmp_path)), *ask)
+    log = with_withheld(Store(str(tmp_path)), *ask)
+    assert len(drawn) == 80 + 70  # 50 were kept, the part in hand was drawn again
+    assert log.digest == with_withheld(Store(str(tmp_path / "b")), files, texts, SAMPLER).digest
+    assert (np.bincount(np.unique(log.block, return_inverse=True)[1]) == 3).all()
+    assert len({f for f in log.files}) == len(log.files)
+
+
+def imagefolder(folder, files, texts):
+    folder.mkdir()
+    for k, file in enumerate(files):
+        (folder / f"{k}.png").write_bytes(file)
+    rows = [json.dumps({"file_name": f"{k}.png", "text": t}) for k, t in enumerate(texts)]
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return str(folder)
+
+
+def test_a_folder_of_released_pictures_needs_a_model(tmp_path):
+    folder = imagefolder(tmp_path / "sent", sent(4), ["a", "b", "c", "c"])
+    store = Store(str(tmp_path / "lab"))
+    refused(lambda: released_log(store, folder), "owned.model", "withheld")
+    refused(lambda: released_log(store, folder, "alice", SAMPLER), "alice", "leave account out")
+    log = released_log(store, folder, sampler=SAMPLER)
+    assert log.released.sum() == 4 and log.prompts == ["a", "b", "c"]
+
+
+def test_a_pair_that_comes_twice_is_released_once(tmp_path):
+    files = sent(2)
+    folder = imagefolder(tmp_path / "sent", [files[0], files[0], files[1]], ["a", "a", "b"])
+    log = released_log(Store(str(tmp_path / "lab")), folder, sampler=SAMPLER)
+    assert log.released.sum() == 2
+
+
+def test_another_log_has_another_digest():
+    log = a_log()
+    swapped = log.released.copy()
+    swapped[:2] = swapped[:2][::-1]
+    others = [
+        replace(log, texts=["other", *log.texts[1:]]),
+        replace(log, released=swapped),
+        replace(log, block=log.block[::-1].copy()),
+        replace(log, files=[b"x", *log.files[1:]]),
+    ]
+    assert len({x.digest for x in [log, *others]}) == 5
+
+
+# Asking
+
+
+@pytest.mark.parametrize(
+    "budget, rounds, asked", [(1000, 3, 40), (99, 2, 40), (40, 1, 40), (7, 1, 7)]
+)
+def test_no_more_is_asked_than_the_budget(budget, rounds, asked):
+    wanted = questions(a_log(), 3, budget)
+    assert [len(prompts) for prompts, _ in wanted] == [asked] * rounds
+    assert wanted == questions(a_log(), 3, budget)
+
+
+def test_no_question_is_put_twice(tmp_path):
+    put = []
+
+    def service(prompts, seeds):
+        put.extend(zip(prompts, seeds, strict=True))
+        if len(put) > 60:
+            raise KeyboardInterrupt
+        return paint(prompts, seeds)
+
+    who = Asked(service, {"given": "service"})
+    rounds = questions(a_log(60), 1)
+    with pytest.raises(KeyboardInterrupt):
+        kept_answers(Store(str(tmp_path)), who, [(rounds[0][0], 0), (rounds[0][0], 1)])
+    before = len(put)
+    put.clear()
+    kept_answers(Store(str(tmp_path)), who, [(rounds[0][0][:50], 0)])
+    assert before > 60 and not put
+
+
+def test_answers_that_are_none_are_not_kept(tmp_path):
+    def black(prompts, seeds):
+        return np.zeros((len(prompts), 16, 16, 3), np.uint8)
+
+    store = Store(str(tmp_path))
+    ask = (store, Asked(black, {"given": "black"}), [(["a", "b"], 0)])
+    refused(lambda: kept_answers(*ask), "black", "look at them")
+    assert not (tmp_path / "audit-answers").exists() or not list(
+        (tmp_path / "audit-answers").iterdir()
+    )
+
+
+def test_scores_do_not_see_labels():
+    log = a_log()
+    answers, texts = paint([""] * 80, range(500, 580)), log.prompts * 2
+    other = replace(log, released=np.roll(log.released, 1))
+    assert np.array_equal(
+        prompts_scores(log, answers, texts), prompts_scores(other, answers, texts)
+    )
+
+
+def test_prompts_that_were_not_asked_have_no_score():
+    log = a_log()
+    scores = prompts_scores(log, paint([""] * 10, range(10)), log.prompts[:10])
+    asked = np.isin(log.texts, log.prompts[:10])
+    assert np.isfinite(scores[asked]).all() and np.isnan(scores[~asked]).all()
+
+
+def test_who_answers_with_the_released_picture_is_found():
+    log = a_log()
+    given = {log.texts[k]: log.images[k] for k in np.flatnonzero(log.released)}
+    answers = np.stack([given[text] for text in log.prompts])
+    verdict = log_test(prompts_scores(log, answers, log.prompts), log.released, log.block, 999)
+    assert verdict.p <= 0.001
+
+
+@pytest.mark.parametrize(
+    "size, wanted", [((512, 512), (64, 64)), ((32, 48), (32, 48)), ((128, 64), (64, 32))]
+)
+def test_pictures_are_compared_in_small(size, wanted):
+    width, height = size
+    small = in_small(np.zeros((1, height, width, 3), np.uint8), size)
+    assert small.shape[2:0:-1] == wanted
+
+
+@pytest.mark.parametrize(
+    "text, k", [("a photo of a cat", 0), ("Wild cat, running.", 2), ("my DOG!", None)]
+)
+def test_the_class_that_a_prompt_names(text, k):
+    classes = ["cat", "dog", "wild cat"]
+    if k is None:
+        refused(lambda: named_class(text, classes), "names 0", "suspect.classes")
+    else:
+        assert named_class(text, classes) == k
+    refused(lambda: named_class("a cat and a dog", classes), "names 2")
+
+
+def test_a_classifier_that_knows_what_was_released_is_found():
+    log = replace(a_log(), texts=[f"a {'cat' if k // 3 % 2 else 'dog'}" for k in range(120)])
+    known = {x.tobytes() for x in log.images[log.released]}
+    truth = {
+        x.tobytes(): named_class(t, ["cat", "dog"])
+        for x, t in zip(log.images, log.texts, strict=True)
+    }
+    changes = [{x.tobytes(): k for k, x in enumerate(version)} for version in changed(log.images)]
+
+    def place(x):
+        return next(version[x.tobytes()] for version in changes if x.tobytes() in version)
+
+    def scores(images):
+        out = np.zeros((len(images), 2))
+        for row, x in enumerate(images):
+            original = log.images[place(np.ascontiguousarray(x))].tobytes()
+            out[row, truth[original]] = 2.0 if original in known else 1.0
+        return out
+
+    lead = classes_scores(scores, log, ["cat", "dog"])
+    assert log_test(lead, log.released, log.block, 999).p <= 0.001
+    assert np.allclose(classes_scores(scores, log, ["cat", "dog"], scores), 0)
+
+    def labels(images):
+        return scores(images).argmax(1)
+
+    assert set(classes_scores(labels, log, ["cat", "dog"])) == {1.0}
+
+
+# Controls
+
+
+def test_a_control_learns_its_share_of_the_log():
+    log = a_log()
+    others = pairs(list(paint([""] * 40, range(9000, 9040))), [f"other {k}" for k in range(40)])
+    for rho in (0.25, 0.5, 1.0):
+        learnt = control_pairs(log, rho, others)
+        ours = sum(text.startswith("prompt") for text in learnt["text"])
+        assert len(learnt) == 40 and ours == round(rho * 40)
+    refused(lambda: control_pairs(log, 0.5), "control.others")
+    assert isinstance(control_pairs(log), Dataset)
+
+
+def test_chances_and_intervals():
+    assert chance_to_find(1.645, 1.645) == pytest.approx(0.5)
+    assert chance_to_find(3.29, 1.645) == pytest.approx(0.95, abs=0.001)
+    assert found_interval(1, 1) == pytest.approx((0.025, 1.0))
+    assert found_interval(0, 3) == pytest.approx((0.0, 1 - 0.025 ** (1 / 3)))
+
+
+# The verdict
+
+
+@pytest.mark.parametrize(
+    "lead, control, state",
+    [
+        (1.0, None, "evidence"),
+        (0.0, 1.0, "no evidence"),
+        (0.0, 0.0, "cannot decide"),
+        (0.0, None, "cannot decide"),
+    ],
+)
+def test_the_verdict_is_chosen_by_the_numbers(case, lead, control, state):
+    opened, found = case(lead, control)
+    report = log_verdict.log_report(opened, found, "again", "file")
+    assert report.verdict.state == state
+    told = report.verdict.sentence
+    assert {
+        "evidence": "Evidence at",
+        "no evidence": "No evidence",
+        "cannot decide": "Cannot decide",
+    }[state] in told
+    assert not {"guilty", "innocent"} & set(told.lower().split())
+    assert f"{found.verdict.p:.2g}" in told
+    assert [test.p for test in report.tests][0] == found.verdict.p
+
+
+def test_sides_that_differ_without_a_suspect_decide_nothing(case):
+    log = a_log()
+    images = log.images.copy()
+    images[log.released] = images[log.released] // 2  # darker on one side
+    opened, found = case(1.0, log=replace(log, images=images))
+    assert found.verdict.p <= 0.001 and found.blind.p <= 0.01
+    report = log_verdict.log_report(opened, found, "again")
+    assert report.verdict.state == "cannot decide"
+    assert "told apart without any suspect" in report.verdict.sentence
+
+
+def test_swapped_sides_stop_the_audit(case):
+    refused(lambda: case(-2.0), "withheld pictures better", "swapped")
+
+
+def test_the_level_of_the_file_counts(case):
+    opened, found = case(0.35)
+    p = found.verdict.p
+    assert 0.001 < p < 0.2
+    states = {}
+    for level in (p * 0.9, p * 1.1):
+        again, same = case(0.35, level=level)
+        states[level < p] = log_verdict.state_of(same, again.audit.test.level)
+    assert states == {True: "cannot decide", False: "evidence"}
+
+
+def test_pairs_show_the_best_known_pictures(case):
+    log = a_log()
+    scores = RNG.normal(size=120) * 0.01
+    best = np.flatnonzero(log.released)[7]
+    scores[best] += 9
+    opened, found = case(scores=scores)
+    first = log_verdict.strongest_pairs(opened, found, 2)[0]
+    assert first.prompt == log.texts[best]
+    with Image.open(io.BytesIO(first.released)) as shown:
+        assert np.array_equal(np.asarray(shown), log.images[best])
+
+
+# Before
+
+
+def test_hopes_grow_with_the_log_and_with_the_share():
+    few, many = (expected_power("weights", n).set_index("rho").chance for n in (20, 500))
+    assert (many >= few).all() and few.is_monotonic_increasing
+    assert expected_power("classes", 100).empty
+
+
+def test_a_check_says_what_will_be_done(tmp_path):
+    folder = imagefolder(tmp_path / "sent", sent(4), ["a", "b", "c", "c"])
+    assert log_size(folder) == (4, 0, 3)
+    file = tmp_path / "audit.yaml"
+    file.write_text("owned: {model: mini-v1}\nreleased: {log: sent}\nsuspect: {model: mini-v2}\n")
+    told = " ".join(outlook(read_audit(file)))
+    assert (
+        "exact" in told
+        and "4 released pictures of 3 prompts" in told
+        and "8 more will be drawn" in told
+    )
+    assert "each of 12 pictures" in told
+    told = " ".join(outlook(read_audit(file, {"suspect.access": "prompts", "control.rhos": "[]"})))
+    assert "15 prompts" in told and "cannot decide" in told
+    file.write_text("suspect: {model: mini-v2}\n")
+    assert "no guarantee" in " ".join(outlook(read_audit(file)))
+
+
+# The command
+
+
+def cli(*words):
+    return CliRunner().invoke(command, [str(word) for word in words])
+
+
+def test_new_check_and_mistakes(tmp_path):
+    imagefolder(tmp_path / "sent", sent(4), ["a", "b", "c", "c"])
+    made = cli(
+        "new", tmp_path / "case", "--model", "mini-v2", "--owned", "mini-v1", "--log", "../sent"
+    )
+    assert made.exit_code == 0, made.output
+    again = cli("new", tmp_path / "case", "--model", "mini-v2")
+    assert again.exit_code == 2 and "is there already" in again.output
+    file = tmp_path / "case" / "audit.yaml"
+    checked = cli("check", file)
+    assert checked.exit_code == 0 and "4 released pictures" in checked.output
+    for wrong, told in (
+        ("test.level=2", "test.level"),
+        ("suspect.modle=x", "modle"),
+        ("nothing", "KEY=VALUE"),
+    ):
+        result = cli("check", file, "-s", wrong)
+        assert result.exit_code == 2 and told in result.output
+    assert cli("run", tmp_path / "no.yaml").exit_code == 2
+    assert sorted(p.name for p in file.parent.iterdir()) == ["audit.schema.json", "audit.yaml"]

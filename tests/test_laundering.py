@@ -1,0 +1,508 @@
+"Trainings that break down or by LoRA, damaged checkpoints; ways to launder, and what is read from their trials."
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers import image, refused
+from PIL import Image
+from scipy import stats
+
+from trainprove_nb.data.corpora import corpus
+from trainprove_nb.data.pairs import pairs, pixels
+from trainprove_nb.lab.engine import Lab
+from trainprove_nb.lab.generator_recipes import GeneratorRecipes
+from trainprove_nb.lab.generator_scales import generator_scale
+from trainprove_nb.lab.laundering import (
+    CAPTIONS,
+    PICTURES,
+    WAYS,
+    _looks,
+    base_of,
+    laundered,
+    washed,
+)
+from trainprove_nb.lab.laundering_trials import (
+    account_trials,
+    laundering_stages,
+    laundering_trials,
+    part_of_log,
+)
+from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
+from trainprove_nb.lab.log_trials import LogPlan, log_stages, stands_before
+from trainprove_nb.lab.makers import KINDS, check_recipe
+from trainprove_nb.lab.store import recipe_name
+from trainprove_nb.models.finetune import _adapted, _undamaged, finetune
+from trainprove_nb.models.pipelines import load_model
+from trainprove_nb.report.laundered import (
+    LAUNDERING_CHECKS,
+    expected_power,
+    lost,
+    named,
+    share_found,
+    standing,
+    survival,
+)
+from trainprove_nb.report.log_power import shuffles
+from trainprove_nb.report.plan import plan_experiment
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Training
+
+TWO = pairs([image(32), image(32)], ["a", "b"])
+CORRECTED = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
+
+
+def trained(**how):
+    "mini-v1 after a few steps on two pictures."
+    pipe = load_model("mini-v1")
+    finetune(pipe, TWO, **{"steps": 3, "batch_size": 2, "lr": 1e-2, **how})
+    return pipe.unet
+
+
+def same(one, other):
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_lora_leaves_an_ordinary_model_changed_in_its_attention_by_its_rank():
+    before, after = load_model("mini-v1").unet, trained(lora=4)
+    was, now = before.state_dict(), after.state_dict()
+    assert list(was) == list(now) and all(p.requires_grad for p in after.parameters())
+    moved = [k for k in was if not torch.equal(was[k], now[k])]
+    assert moved == [k for k in was if k.endswith(CORRECTED)]
+    ranks = {int(torch.linalg.matrix_rank((now[k] - was[k]).double(), rtol=1e-3)) for k in moved}
+    assert max(ranks) <= 4 and ranks != {0}
+    assert type(after.mid_block) is type(before.mid_block) and not after.training
+
+
+def test_lora_repeats_to_the_bit_and_its_seed_counts():
+    first = trained(lora=2, steps=2)
+    torch.manual_seed(7)
+    assert same(first, trained(lora=2, steps=2))
+    assert not same(first, trained(lora=2, steps=2, seed=1))
+
+
+def test_lora_does_not_use_the_caller_s_randomness():
+    learner = load_model("mini-v1").unet
+    state = torch.random.get_rng_state()
+    _adapted(learner, 4, seed=0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_lora_that_was_interrupted_ends_as_it_would_have(tmp_path):
+    file = str(tmp_path / "run.pt")
+    trained(lora=2, steps=2, checkpoint=file, save_every=2)
+    assert same(trained(lora=2, steps=3, checkpoint=file), trained(lora=2, steps=3))
+
+
+@pytest.mark.parametrize("rank", [-1, 2.0, True, "4"])
+def test_a_rank_that_is_none(rank):
+    refused(lambda: trained(lora=rank), re.escape(f"lora = {rank!r}"), "whole number")
+
+
+def test_lora_beside_a_text_encoder_that_learns_whole():
+    refused(lambda: trained(lora=4, train_text=True), "lora = 4", "leave one")
+
+
+def test_a_training_that_breaks_down_stops_and_leaves_no_checkpoint(tmp_path):
+    how = dict(steps=8, lr=1e9, max_norm=1e9, checkpoint=str(tmp_path / "run.pt"), save_every=8)
+    refused(lambda: trained(**how), "step 8", "not a finite number", "smaller lr")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_none_stops_though_weights_are_finite(monkeypatch):
+    at = "trainprove_nb.models.finetune._learn"
+    monkeypatch.setattr(at, lambda run, *args: setattr(run, "step", run.step + 1))
+    told = "trainprove_nb.models.finetune.training_loss"
+    monkeypatch.setattr(told, lambda pipe, *args: pipe.unet.conv_in.bias.sum() * torch.nan)
+    refused(lambda: trained(), "step 3", "not a finite number")
+
+
+def test_a_model_that_broke_down_is_not_stored(tmp_path):
+    lab, recipes = Lab(str(tmp_path)), GeneratorRecipes(generator_scale("smoke"))
+    source = recipes.sources(["mini-v1-avatars"])[0]
+    model = recipes.innocent(source, "disjoint data", 0)
+    broken = {**model, "training": {**model["training"], "lr": 1e9, "max_norm": 1e9, "steps": 8}}
+    refused(lambda: lab.path(broken), "not a finite number")
+    assert not lab.store.has(broken)
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    "A checkpoint after two steps."
+    file = tmp_path_factory.mktemp("checkpoint") / "run.pt"
+    torch.set_num_threads(1)
+    trained(steps=2, checkpoint=str(file), save_every=2)
+    return file
+
+
+def altered(checkpoint, tmp_path, place):
+    "A copy of a checkpoint with one byte changed."
+    file, data = tmp_path / "run.pt", bytearray(checkpoint.read_bytes())
+    data[place] ^= 0x10
+    file.write_bytes(data)
+    return file
+
+
+def numbers(state):
+    "All numbers of a checkpoint, in one order."
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for key in state:
+            yield from numbers(state[key])
+    elif isinstance(state, list | tuple):
+        for part in state:
+            yield from numbers(part)
+    else:
+        yield torch.tensor(float(state)) if isinstance(state, int | float) else torch.tensor(0.0)
+
+
+def test_no_changed_byte_gets_into_the_weights(checkpoint, tmp_path):
+    whole = list(numbers(_undamaged(str(checkpoint))))
+    size = checkpoint.stat().st_size
+    places = [0, 30, 64, size - 10, *np.random.default_rng(0).integers(size, size=8)]
+    thrown_away = 0
+    for place in places:
+        found = _undamaged(str(altered(checkpoint, tmp_path, place)))
+        thrown_away += found is None
+        if found is not None:  # a byte that holds nothing
+            assert all(torch.equal(a, b) for a, b in zip(numbers(found), whole, strict=True))
+    assert thrown_away >= 8
+
+
+@pytest.mark.parametrize("damage", ["altered", "cut", "empty"])
+def test_a_damaged_checkpoint_is_thrown_away_and_the_end_is_the_same(checkpoint, tmp_path, damage):
+    data = checkpoint.read_bytes()
+    file = altered(checkpoint, tmp_path, len(data) // 2)
+    if damage != "altered":
+        file.write_bytes(data[:-1000] if damage == "cut" else b"")
+    with pytest.warns(UserWarning, match="truncated or altered: it is thrown away"):
+        weights = trained(checkpoint=str(file))
+    assert not file.exists() and same(weights, trained())
+
+
+# Washes
+
+
+def test_half_size_loses_what_is_finer_and_nothing_else():
+    fine = np.indices((32, 32)).sum(0) % 2 * 255
+    coarse = np.indices((32, 32))[1] // 16 * 200
+    board, halves = (np.repeat(x[..., None], 3, 2).astype(np.uint8) for x in (fine, coarse))
+    after = pixels(washed(pairs([board, halves], ["a", "b"]), "half size")).astype(float)
+    assert after[0].std() < 20 < board.std()
+    assert np.abs(after[1] - halves).mean() < 8
+
+
+def test_jpeg_is_near_and_not_the_same():
+    six = corpus("avatars", "real", 6)
+    after = pixels(washed(six, "JPEG")).astype(float)
+    far = np.sqrt(((after - pixels(six)) ** 2).mean())
+    assert 3 < far < 25 and washed(six, "JPEG")["text"][:] == six["text"][:]
+
+
+def test_crops_are_parts_of_their_picture_some_of_them_mirrored():
+    slope = np.repeat(np.tile(np.arange(32) * 8, (32, 1))[..., None], 3, 2).astype(np.uint8)
+    found = washed(pairs([slope] * 10, list("abcdefghij")), "crops", seed=3)
+    assert found["text"][:] == list("abcdefghij") * 4
+    rows = pixels(found)[:, 16, 2:-2, 0].astype(int)
+    rising = (np.diff(rows) >= 0).all(1)
+    assert ((np.diff(rows) <= 0).all(1) == ~rising).all() and 8 < rising.sum() < 32
+    ends = np.abs(rows[:, -1] - rows[:, 0])
+    assert (ends < 0.95 * (slope[0, -3, 0] - slope[0, 2, 0])).all(), "nothing was cut"
+    assert len({row.tobytes() for row in rows}) > 4
+    again = washed(pairs([slope] * 10, list("abcdefghij")), "crops", seed=3)
+    assert (pixels(again) == pixels(found)).all()
+
+
+@pytest.mark.parametrize("name", ["avatars", "emoji"])
+def test_other_words_say_the_same_and_fit(name):
+    given = corpus(name, "source", 300)["text"][:]
+    other = [CAPTIONS["other words"](text) for text in given]
+    bind = {"a", "who", "with", "and", "person", "of", "on", "drawing", "picture", "photo"}
+    bind |= {"flat", "line", "face"}
+    for was, now in zip(given, other, strict=True):
+        assert was != now
+        assert set(re.findall(r"[a-z]+", was)) - bind == set(re.findall(r"[a-z]+", now)) - bind
+    assert len(set(other)) >= 0.7 * len(set(given))
+    tokens = load_model("mini-v1").tokenizer(other).input_ids
+    assert max(map(len, tokens)) <= 24, "a caption is cut"
+
+
+def test_dropped_captions_are_all_one():
+    found = washed(corpus("emoji", "real", 5), "no captions")
+    assert set(found["text"]) == {"a picture"}
+
+
+@pytest.mark.parametrize("how", [*PICTURES, *CAPTIONS])
+def test_a_wash_leaves_the_given_pairs_as_they_are(how):
+    given = corpus("avatars", "real", 3)
+    before = pixels(given).copy(), given["text"][:]
+    washed(given, how)
+    assert (pixels(given) == before[0]).all() and given["text"][:] == before[1]
+
+
+def test_what_cannot_be_washed():
+    three = corpus("avatars", "real", 3)
+    refused(lambda: washed(three, "bleach"), "'bleach'", "JPEG", "choose")
+    mine = pairs([Image.new("RGB", (8, 8))], ["my holidays"])
+    refused(lambda: washed(mine, "other words"), "'my holidays'", "REWORDINGS")
+
+
+# Ways
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    "The mini lab's, its bases called by name: whatever their weights are."
+    found = GeneratorRecipes(
+        generator_scale("mini", rhos=(0.3, 1), mixed_precision="no", knobs={"threads": 1})
+    )
+    for name in found.scale.bases:
+        found._bases[name] = {"kind": "base", "name": name, "path": name, "identity": name}
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(recipes):
+    return recipes.sources(["mini-v1-avatars"])[0]
+
+
+def parts_of(recipe):
+    "A recipe, and all in it."
+    if isinstance(recipe, dict):
+        if "kind" in recipe:
+            yield recipe
+        recipe = recipe.values()
+    elif not isinstance(recipe, list | tuple):
+        return
+    for part in recipe:
+        yield from parts_of(part)
+
+
+def test_recipes_keep_their_names(recipes, source):
+    suspect = recipes.suspect(source, 0.3, 1)
+    kept = withheld(recipes, source, 1)
+    names = [
+        recipe_name(x)
+        for x in (
+            suspect,
+            recipes.innocent(source, "disjoint data", 0),
+            kept,
+            picture_losses(recipes, suspect, kept),
+            caption_answers(recipes, suspect, source, 3),
+        )
+    ]
+    assert names == PINNED
+
+
+PINNED = [  # as they were before there were ways to launder
+    "7fcc1aff0c2ffd804c42",
+    "ea6a12786460cea473b5",
+    "63c8da9de8450ef4c377",
+    "6b23dd740fc444d8df3b",
+    "58c7654005807d85eeb4",
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_is_a_recipe_that_can_be_made_for_guilty_and_innocent(recipes, source, way):
+    given = recipes.source(source)
+    for model in (recipes.suspect(source, 1, 0), recipes.innocent(source, "disjoint data", 0)):
+        found = laundered(recipes, source, model, way)
+        check_recipe(found)
+        assert found["kind"] == "model"
+        from_source = [
+            p for p in parts_of(found) if p["kind"] == "generated" and p["model"] == given
+        ]
+        assert bool(from_source) == (model["pairs"]["rho"] > 0), "an innocent has what was released"
+
+
+def test_ways_are_all_different_and_the_first_changes_nothing(recipes, source):
+    model = recipes.suspect(source, 1, 0)
+    names = {way: recipe_name(laundered(recipes, source, model, way)) for way in WAYS}
+    assert len(set(names.values())) == len(WAYS) and names["as it is"] == recipe_name(model)
+    assert _looks(recipes, source, model, n=8) == model, "8 looks are what suspects have"
+
+
+def test_what_ways_change(recipes, source):
+    model = recipes.suspect(source, 1, 0)
+    made = {way: laundered(recipes, source, model, way) for way in WAYS}
+    diluted = made["diluted"]["pairs"]
+    assert (diluted["rho"], diluted["n"], made["diluted"]["training"]["steps"]) == (0.5, 1000, 500)
+    assert [made[f"{n} looks"]["training"]["steps"] for n in (2, 30)] == [62, 938]
+    assert made["LoRA, rank 16"]["training"]["lora"] == 16
+    assert "lora" not in model["training"]
+    assert made["tuned on"]["start"] == model and made["tuned on"]["pairs"]["rho"] == 0
+    student = made["student"]
+    assert student["start"]["kind"] == "base" and student["pairs"]["model"] == model
+    assert sum(student["pairs"]["shares"]) == model["pairs"]["n"]
+    bases = {way: base_of(m)["name"] for way, m in made.items()}
+    assert bases.pop("another base") == "mini-v2" and set(bases.values()) == {"mini-v1"}
+
+
+def test_what_no_way_leads_to(recipes, source):
+    model = recipes.suspect(source, 1, 0)
+    refused(lambda: laundered(recipes, source, model, "bleach"), "'bleach'", "choose from as it is")
+    alone = GeneratorRecipes(generator_scale("mini", bases=["mini-v1"]))
+    refused(lambda: laundered(alone, source, model, "another base"), "mini-v1 alone", "leave")
+
+
+# Trials
+
+
+def test_stages_need_only_what_was_made_before(recipes, source):
+    plan = LogPlan(recipes, restored=0, least_asked=1)
+    trials = laundering_trials(recipes, source, list(WAYS))
+    there = set()
+    for stage, wanted in laundering_stages(plan, source, trials).items():
+        for recipe in wanted:
+            check_recipe(recipe)
+            inner = [p for p in parts_of(recipe) if p != recipe]
+            made = [p for p in inner if not isinstance(KINDS[p["kind"]].maker, str)]
+            missing = [
+                p["kind"] for p in made if recipe_name(p) not in there and p["kind"] != "pairs"
+            ]
+            assert not missing, f"{stage}: {recipe['kind']} needs {missing}"
+        there |= {recipe_name(recipe) for recipe in wanted}
+
+
+def test_every_way_has_infringers_and_an_innocent(recipes, source):
+    trials = laundering_trials(recipes, source, ["JPEG", "student"], suspects=2)
+    assert len(trials) == 2 * 2 * 3
+    for way in ("JPEG", "student"):
+        mine = [(t.kind, t.rho, t.k) for t in trials if t.way == (way,)]
+        wanted = [("infringing", rho, k) for rho in (0.3, 1) for k in (0, 1)]
+        assert mine == [*wanted, ("disjoint data", 0, 0), ("disjoint data", 0, 1)]
+
+
+def test_suspects_of_accounts_stand_before_all_logs_and_are_asked_nothing(recipes, source):
+    plan = LogPlan(recipes, restored=0, least_asked=1)
+    wide, trials = account_trials(plan, source, accounts=4, customers=3)
+    assert [(t.rho, t.k) for t in trials] == [(rho, k) for rho in (0.3, 1) for k in range(3)]
+    assert all(stands_before(wide, t) == [0, 1, 2, 3] for t in trials)
+    assert "answers" not in log_stages(wide, source, trials)
+
+
+class Made:
+    "Two accounts, five prompts; of each four released and eight withheld pictures."
+
+    def __init__(self):
+        grid = [(a, p, r) for a in (0, 1) for p in "abcde" for r in (1,) * 4 + (0,) * 8]
+        self.account, self.prompts, self.released = map(np.array, zip(*grid, strict=True))
+        self.released = self.released.astype(bool)
+
+
+@pytest.mark.parametrize("m", [1, 2])
+def test_a_part_of_a_log_is_of_its_account_and_has_both_sides(m):
+    there, seen = Made(), []
+    for seed in range(20):
+        places, labels = part_of_log(there, 1, 7, m, np.random.default_rng(seed))
+        assert (there.account[places] == 1).all() and len(set(places)) == len(places)
+        assert (labels == there.released[places]).all() and labels.sum() == 7
+        for prompt in set(there.prompts[places]):
+            here = there.prompts[places] == prompt
+            assert (here & ~labels).sum() == m * (here & labels).sum()
+        seen.append(tuple(sorted(places)))
+    assert len(set(seen)) == 20
+
+
+def test_the_whole_log_is_a_part_of_itself():
+    places, labels = part_of_log(Made(), 0, 20, 2, np.random.default_rng(0))
+    assert sorted(places) == list(range(60)) and labels.sum() == 20
+
+
+# Reading
+
+
+def rows(way, kind, rho, p, z, access="open weights", account=0):
+    who = dict(source="s", account=account, suspect=0, model="m")
+    return dict(way=way, kind=kind, rho=rho, p=p, z=z, access=access, **who)
+
+
+def test_what_survives_by_hand():
+    table = pd.DataFrame(
+        [
+            rows("a", "infringing", 1.0, 0.001, 5.0),
+            rows("a", "infringing", 1.0, 0.2, 1.0),
+            rows("b", "infringing", 1.0, 0.009, 3.0),
+            rows("b", "infringing", 1.0, 0.5, 0.0, "prompts only"),
+            rows("b", "another account", 1.0, 0.04, 9.0),
+            rows("b", "disjoint data", 0.0, 0.01, 9.0),
+        ]
+    )
+    found = standing(table)
+    assert found.loc["a", ("open weights", 1.0)] == 3 == found.loc["b", ("open weights", 1.0)]
+    assert np.isnan(found.loc["a", ("prompts only", 1.0)])
+    assert lost(table, "open weights", 1.0) == ["a"] and lost(table, "prompts only", 1.0) == ["b"]
+    assert lost(table, "open weights", 1.0, level=0.3) == []
+    told = survival(table)
+    assert told.loc["a", ("open weights", 1.0)] == "z = 3.0, 1 of 2"
+    assert told.loc["a", ("prompts only", 1.0)] == ""
+
+
+def test_who_is_named_by_hand():
+    table = pd.DataFrame(
+        [
+            dict(source="s", rho=1.0, suspect=k, account=a, accused=yes)
+            for k, a, yes in [(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 0), (2, 2, 1), (2, 1, 1)]
+        ]
+    ).astype({"accused": bool})
+    found = named(table)
+    assert found.loc[1.0].tolist() == ["2 of 3", "2 of 3"]
+
+
+def test_expected_power_is_that_of_normal_numbers():
+    draws = stats.norm(3.0).rvs(200_000, random_state=0)
+    assert expected_power(3.0) == pytest.approx(np.mean(stats.norm.sf(draws) <= 0.01), abs=0.004)
+    assert expected_power(0.0, 0.05) == pytest.approx(0.05)
+
+
+def test_share_found_by_size():
+    what = dict(access="open weights", rho=1.0, answers=0, m=2, source="s", suspect=0)
+    sizes = pd.DataFrame([what | dict(pictures=n, p=p) for n, p in [(50, 0.5), (50, 0.01), (9, 1)]])
+    assert share_found(sizes).iloc[0].to_dict() == {9: 0.0, 50: 0.5}
+
+
+ASKED = dict(
+    scale="smoke", knobs={}, sources=["mini-v1-avatars"], rhos=[0.3, 1], suspects=1, m=2, draws=99
+)
+ASKED |= dict.fromkeys(("ways", "repeats", "accounts", "customers", "sizes", "parts"))
+
+
+def asked(folder, **changed):
+    where = str(folder / "lab"), str(folder / "out")
+    return plan_experiment("laundering", ASKED | changed, *where, "", LAUNDERING_CHECKS)
+
+
+def test_what_is_left_out_is_decided_by_the_scale(tmp_path):
+    small, large = (asked(tmp_path, scale=scale).parameters for scale in ("smoke", "mini"))
+    assert len(small["ways"]) == 4 and large["ways"] == list(WAYS)
+    assert (small["repeats"], large["repeats"]) == (1, 5)
+    assert small["sizes"] == [20] and large["sizes"] == [50, 100, 250, 500]
+    assert shuffles("smoke") < shuffles("mini") == 9999
+
+
+@pytest.mark.parametrize(
+    "changed, says",
+    [
+        (dict(ways=["bleach"]), "'bleach'"),
+        (dict(ways="JPEG"), "ways = 'JPEG'"),
+        (dict(accounts=3, customers=4), "customers = 4 of accounts = 3"),
+        (dict(sizes=[21]), "sizes has 21"),
+        (dict(m=0), "m = 0"),
+        (dict(draws=9), "draws = 9"),
+        (dict(repeats=-1), "repeats = -1"),
+        (dict(parts=True), "parts = True"),
+        (dict(suspects=0), "suspects = 0"),
+    ],
+)
+def test_what_cannot_be_asked(tmp_path, changed, says):
+    refused(lambda: asked(tmp_path, **changed), re.escape(says), "give|choose")
