@@ -164,7 +164,7 @@ def test_no_process_outlives_a_killed_run(runs):
 
 def test_killed_runs_end_with_the_same_artifacts(runs):
     straight, killed, _ = runs
-    expected = digests(straight / "lab", ["scratch"])
+    expected = digests(straight / "lab", ["scratch", "times.jsonl"])
     assert {name.split("/")[0] for name in expected} == {
         "pairs",
         "model",
@@ -175,7 +175,7 @@ def test_killed_runs_end_with_the_same_artifacts(runs):
         "keys",
         "answers",
     }
-    assert digests(killed / "lab", ["scratch"]) == expected
+    assert digests(killed / "lab", ["scratch", "times.jsonl"]) == expected
 
 
 def test_killed_runs_end_with_the_same_figure(runs):

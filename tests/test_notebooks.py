@@ -41,7 +41,9 @@ MODULES = [
     for p in sorted((ROOT / "nbs").rglob("*.ipynb"))
     if any(c.source.startswith("#| default_exp") for c in cells(p))
 ]
-MODULES.append("nbs/evidence/breaches.ipynb")  # shows what others export
+# They show what others export
+SHOWING = ("evidence/breaches", "tour", "which_test", "readings", "faq", "stable_diffusion")
+MODULES += [f"nbs/{name}.ipynb" for name in SHOWING]
 
 
 @pytest.mark.parametrize("path", [p for p in MODULES if not skipped(p)])
