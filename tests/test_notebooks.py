@@ -76,7 +76,7 @@ def test_help_names_each_parameter_with_its_type(path):
 
 @pytest.mark.parametrize("name", MINI_RECIPES)
 def test_bases_are_trained(name, tmp_path):
-    settings = {"name": name, "steps": 2, "pretrain": 40, "precision": "no", "out": "base"}
+    settings = {"name": name, "steps": 2, "pretrain": 20, "precision": "no", "out": "base"}
     played(ROOT / "nbs/models/bases.ipynb", tmp_path, **settings)
     pipe = load_model(str(tmp_path / "base"))
     assert pipe.scheduler.config.prediction_type == MINI_RECIPES[name]["prediction"]

@@ -213,8 +213,8 @@ OWN = {  # class, steps, guidance and size of each, as its class or its schedule
     "sdxl": ("StableDiffusionXLPipeline", 50, 5.0, 32),
     "sd3": ("StableDiffusion3Pipeline", 28, 7.0, 32),
     "flux": ("FluxPipeline", 28, 3.5, None),
-    "mini-lcm": ("LatentConsistencyModelPipeline", 4, 8.0, 32),
-    "mini-dit": ("PixArtAlphaPipeline", 20, 4.5, 32),
+    "mini-lcm": ("LatentConsistencyModelPipeline", 4, 2.0, 32),
+    "mini-dit": ("PixArtAlphaPipeline", 10, 2.0, 32),
 }
 
 

@@ -219,30 +219,29 @@ def _measure_prompts(opened, who, progress) -> Measured:
     told = f"{len(texts):,} questions: {len(rounds[0][0])} prompts, {len(rounds)} answers each"
     return Measured(scores[there], there, told, answers, texts)
 
-# %% ../../nbs/audit/log_audit.ipynb #3339dc04
+# %% ../../nbs/audit/log_audit.ipynb #8e01f185
 def _by_weights(opened, who, progress):
     return weights_scores(opened.store, who, opened.log, opened.reference, progress)
 
-
+# %% ../../nbs/audit/log_audit.ipynb #229c4e97
 def _by_pictures(opened, who, progress):
     return pictures_scores(opened.store, who, opened.log, None, progress)
 
-
+# %% ../../nbs/audit/log_audit.ipynb #b07bc157
 def _by_classes(opened, who, progress):
-    return classes_scores(
-        who.suspect, opened.log, _classes(opened.audit), _reference_classifier(opened)
-    )
+    reference, classes = _reference_classifier(opened), _classes(opened.audit)
+    return classes_scores(who.suspect, opened.log, classes, reference)
 
-
+# %% ../../nbs/audit/log_audit.ipynb #dbf65b7f
 _SCORES = {"weights": _by_weights, "pictures": _by_pictures, "classes": _by_classes}
 
-# %% ../../nbs/audit/log_audit.ipynb #38eeaef8
+# %% ../../nbs/audit/log_audit.ipynb #346e8a34
 def _reference_classifier(opened) -> Callable | None:
     "A classifier to which the suspect is compared, where the file names one."
     base = opened.audit.suspect.base
     return open_classifier(base, _classes(opened.audit)) if base else None
 
-# %% ../../nbs/audit/log_audit.ipynb #6070124a
+# %% ../../nbs/audit/log_audit.ipynb #27b367f8
 @dataclass
 class LogFindings:
     "All that was found out about one suspect before one log."
@@ -258,7 +257,7 @@ class LogFindings:
     effect: float  # in standard deviations within a prompt
     controls: list = field(default_factory=list)  # (ρ, its verdict)
 
-# %% ../../nbs/audit/log_audit.ipynb #6eb5dd24
+# %% ../../nbs/audit/log_audit.ipynb #fbfcfac1
 def _blind(log, there) -> LogVerdict | None:
     "The blind baseline; None where there are too few prompts, or pictures are too small."
     images, block = log.images[there], log.block[there]
@@ -267,7 +266,7 @@ def _blind(log, there) -> LogVerdict | None:
     small = in_small(images, images.shape[2:0:-1])
     return blind_test(picture_features(small), log.released[there], block)
 
-# %% ../../nbs/audit/log_audit.ipynb #e7dfbbbb
+# %% ../../nbs/audit/log_audit.ipynb #45a25a0b
 def _placebo(scores, released, block) -> np.ndarray:
     "Withheld against withheld; none where a prompt has one withheld picture only."
     try:
@@ -275,7 +274,7 @@ def _placebo(scores, released, block) -> np.ndarray:
     except ValueError:
         return np.zeros(0)
 
-# %% ../../nbs/audit/log_audit.ipynb #d76ce894
+# %% ../../nbs/audit/log_audit.ipynb #1f6f94a6
 def find_out(
     opened: LogAudit,
     measured: Measured,
@@ -298,7 +297,7 @@ def find_out(
         effect=released_effect(scores, released, block),
     )
 
-# %% ../../nbs/audit/log_audit.ipynb #c6ea97cf
+# %% ../../nbs/audit/log_audit.ipynb #9ad2514c
 def _check_side(verdict) -> None:
     "Raise ValueError where withheld pictures are known better than chance allows."
     other_way = np.mean(verdict.null <= verdict.z + 1e-9)
@@ -308,7 +307,7 @@ def _check_side(verdict) -> None:
             "look whether the log's sides are swapped, or whether withheld pictures were given away too"
         )
 
-# %% ../../nbs/audit/log_audit.ipynb #b9a21f82
+# %% ../../nbs/audit/log_audit.ipynb #20b57542
 def shuffles_figure(
     verdict: LogVerdict,
     level: float = 0.05,
@@ -324,13 +323,13 @@ def shuffles_figure(
         ax.spines[side].set_visible(False)
     return fig
 
-# %% ../../nbs/audit/log_audit.ipynb #bdc9604a
+# %% ../../nbs/audit/log_audit.ipynb #3c4a8a44
 def _control_base(opened) -> str | None:
     "What controls start from."
     audit = opened.audit
     return audit.control.base or audit.suspect.base or audit.owned.model
 
-# %% ../../nbs/audit/log_audit.ipynb #99caa43d
+# %% ../../nbs/audit/log_audit.ipynb #8d1f485c
 def run_controls(
     opened: LogAudit,
     progress: bool = False,
@@ -349,7 +348,7 @@ def run_controls(
         found.append((rho, _control_verdict(opened, str(made), progress)))
     return found
 
-# %% ../../nbs/audit/log_audit.ipynb #80910141
+# %% ../../nbs/audit/log_audit.ipynb #3f6538b8
 def _others(opened, folder) -> Dataset | None:
     "Pictures that are mixed in, at the log's size."
     if folder is None:
@@ -357,7 +356,7 @@ def _others(opened, folder) -> Dataset | None:
     height, width = opened.log.images.shape[1:3]
     return read_pairs(folder, size=height if height == width else None)
 
-# %% ../../nbs/audit/log_audit.ipynb #678b5bd5
+# %% ../../nbs/audit/log_audit.ipynb #32f9a7d0
 def _control_verdict(opened, folder: str, progress: bool) -> LogVerdict:
     "A control before the log."
     settings = dict(opened.audit.owned.settings)

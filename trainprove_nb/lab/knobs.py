@@ -219,6 +219,7 @@ SETTINGS = {
     "steps": count(1, 1_000_000),
     "epochs": count(1, 100_000),
     "batch_size": count(1, 100_000),
+    "lora": count(0, 1_024),
     "lr": Number(above=0, at_most=10),
     "schedule": Choice(_schedules),
     "warmup": count(0, 1_000_000),

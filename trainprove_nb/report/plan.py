@@ -171,6 +171,7 @@ TABLES = {
     "table1": ("accused", "instance"),
     "hard": ("models", "keys"),
     "release": ("redrawn",),
+    "laundering": ("accounts", "sizes"),
 }
 
 # %% ../../nbs/report/plan.ipynb #7f6a662a
