@@ -147,8 +147,6 @@ EXPERIMENTS = {
     "fig7": ["fig7.png", "fig7_calibrated.svg", "fig7.csv"],
     "hard": ["innocents.png", "base.svg", "overlap.png", "leak.png", "length.png", "hard.csv"],
     "release": ["release.png", "release_innocence.svg", "release.csv", "release_redrawn.csv"],
-    "laundering": ["laundering.png", "laundering_sizes.svg", "laundering.csv"],
-    "audits": ["audits.csv", "audits.json"],
     "table1": ["table1.png", "table1.csv"],
     "table2": ["table2.svg", "table2.csv"],
 }

@@ -270,7 +270,7 @@ def test_page_shows_what_the_shipped_results_say(redrawn, name):
     assert found == {}, f"python tools/ship.py figures/mini {name}"
 
 
-@pytest.mark.parametrize("name", sorted(REDRAWN))
+@pytest.mark.parametrize("name", sorted(set(REDRAWN) - UNMEASURED))
 def test_drawing_again_changes_no_number_and_touches_no_model(redrawn, name):
     drawn, shipped = redrawn(name), RESULTS / name
     tables = sorted(p.name for p in shipped.glob("*.csv"))
