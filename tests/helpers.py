@@ -182,7 +182,7 @@ def forked(log, work, *args):
     return text
 
 
-def tested(root, path):
+def run_as_nbdev(root, path):
     "Run a notebook as nbdev does; here, since what a new process works on it imports first."
     os.chdir(root)
     from nbdev.test import nbdev_test

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from helpers import NBS, NOTEBOOKS, ROOT, cells, run
+from IPython.lib.pretty import pretty
 
 from trainprove_nb.cli import experiments
 from trainprove_nb.lab.generator_scales import generator_scale
@@ -37,7 +38,7 @@ def shown(source, names):
     if last is None:
         return None
     value = eval(compile(ast.Expression(last.value), "cell", "eval"), names)
-    return None if value is None else repr(value)
+    return None if value is None else pretty(value)  # as Jupyter prints it
 
 
 def stored(cell):
@@ -86,7 +87,7 @@ def test_ten_lines_are_ten_and_run(tmp_path):
 def test_tour_finds_the_one_and_not_the_other():
     "What the page shows is what its prose says: it was run when it was written."
     html = "".join(json.dumps(c.outputs) for c in code("tour"))
-    p = {k: float(v) for k, v in re.findall(r"(infringing|innocent) +\S+ +([\d.]+)", html)}
+    p = {k: float(v) for k, v in re.findall(r"(infringing|innocent) +-?[\d.]+ +([\d.]+)", html)}
     assert p["infringing"] < 0.01 and p["innocent"] > 0.05, p
     pictures = [o for c in code("tour") for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 3

@@ -5,7 +5,7 @@ import re
 
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT, cells, forked, played, tested
+from helpers import ROOT, cells, forked, played, run_as_nbdev
 from papermill.cli import papermill
 from PIL import Image
 
@@ -49,7 +49,7 @@ MODULES += [f"nbs/{name}.ipynb" for name in SHOWING]
 @pytest.mark.parametrize("path", [p for p in MODULES if not skipped(p)])
 def test_notebook_runs_and_leaves_nothing(checkout, tmp_path, path):
     before = files(checkout)
-    log = forked(tmp_path / "log", tested, checkout, path)
+    log = forked(tmp_path / "log", run_as_nbdev, checkout, path)
     assert "Success." in log, log[-3000:]
     assert files(checkout) == before
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import yaml
 from bs4 import BeautifulSoup, NavigableString
@@ -105,6 +106,14 @@ def set_formulas(body) -> None:
         text.replace_with(*drawn)
 
 
+def name_anchors(body) -> None:
+    "Name headings as Quarto does, in small letters and unquoted, so that a link fits both sites."
+    for element in body.find_all(id=True):
+        element["id"] = unquote(element["id"]).lower()
+    for link in body.select("a.anchor-link"):
+        link["href"] = unquote(link["href"]).lower()
+
+
 def page(path, here) -> Page:
     "One processed notebook, of a folder of the site, as a page."
     nb = read_nb(path)
@@ -115,6 +124,7 @@ def page(path, here) -> Page:
     html, _ = EXPORTER.from_notebook_node(plain(nb))
     html = QUARTO.sub("", LINK.sub(r'href="\1\2.html', html))
     body = BeautifulSoup(html, "html.parser")
+    name_anchors(body)
     set_formulas(body)
     fold_code(body)
     return Page(

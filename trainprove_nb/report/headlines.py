@@ -27,6 +27,11 @@ def _count(yes) -> str:
     "How many of how many."
     return f"{int(sum(yes))} of {len(yes)}"
 
+# %% ../../nbs/report/headlines.ipynb #6a81ccd2
+def _read(name: str, results: Path | None) -> tuple:  # (parameters, tables, numbers)
+    "An experiment's results, of a folder or as shipped."
+    return read_results(results / name if results else shipped_results(name), name)
+
 # %% ../../nbs/report/headlines.ipynb #a6ea5581
 def minutes(
     names,  # of experiments
@@ -73,13 +78,10 @@ def attribution_headlines(
     | None = None,  # folder that holds the experiments' folders; None: the shipped ones
 ) -> dict:  # name -> text
     "What the front page says of the first paper."
-
-    def read(name):
-        return read_results(results / name if results else shipped_results(name), name)
-
-    (parameters, fig6, numbers), (_, hard, _) = read("fig6"), read("hard")
-    statistical = read("table1")[2]
-    longest = max(read("hard")[0]["lengths"])
+    parameters, fig6, numbers = _read("fig6", results)
+    settings, hard, _ = _read("hard", results)
+    statistical = _read("table1", results)[2]
+    longest = max(settings["lengths"])
     return {
         "scale": parameters["scale"],
         "suspects": parameters["suspects"],
@@ -109,8 +111,7 @@ def provenance_headlines(
     | None = None,  # folder that holds the experiments' folders; None: the shipped ones
 ) -> dict:  # name -> text
     "What the front page says of the second paper."
-    folder = results / "trainprove" if results else shipped_results("trainprove")
-    parameters, tables, numbers = read_results(folder, "trainprove")
+    parameters, tables, numbers = _read("trainprove", results)
     whole = tables[""][tables[""].kind == "whole"]
     ours = whole[whole.method == "origin test (ours)"]
     paper, origin = (numbers["quality"][m] for m in ("TrainProVe", "origin test (ours)"))
@@ -155,11 +156,7 @@ def evidence_headlines(
     | None = None,  # folder that holds the experiments' folders; None: the shipped ones
 ) -> dict:  # name -> text
     "What the front page says of audits with a log."
-
-    def read(name):
-        return read_results(results / name if results else shipped_results(name), name)
-
-    (_, released, _), (_, audits, _) = read("release"), read("audits")
+    released, audits = (_read(name, results)[1] for name in ("release", "audits"))
     told = {"audits": len(audits[""]), "suspects": audits[""].model.nunique()}
     for access in audits[""].access.unique():
         told |= _said_of(audits[""], access)
