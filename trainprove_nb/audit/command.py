@@ -16,11 +16,13 @@ import pandas as pd
 
 from .demo import write_demo
 from .file import AuditFile, AuditFileError, check_file, new_audit, read_audit
+from .log_audit import service_answers
 from .outlook import outlook
 from .released import released_log
 from ..lab.store import Store, seed_of
 from ..report.executed import run_notebook
 from ..report.results import notebooks_folder
+from ..suspects.opening import open_suspect
 
 # %% ../../nbs/audit/command.ipynb #9c1cde92
 class Wrong(click.ClickException):
@@ -156,16 +158,21 @@ def run(file, settings):
 def questions(file, settings, to):
     "Write the prompts of FILE's log as a table: put each to the suspect, and collect its pictures."
     wanted = _read_for_questions(file, settings)
-    log = released_log(Store(wanted.lab.folder), wanted.released.log, wanted.released.account)
-    rows = [
-        dict(file_name=f"{k:05d}-{r}.png", text=text, seed=seed_of("audit", text, r))
-        for k, text in enumerate(log.prompts)
-        for r in range(wanted.test.answers)
-    ]
+    rows = _asked(wanted)
     pd.DataFrame(rows).to_csv(to, index=False)
     click.echo(
         f"{to}: {len(rows):,} questions; save the pictures under these names, the table as metadata.csv"
     )
+
+# %% ../../nbs/audit/command.ipynb #a6718e97
+def _asked(wanted: AuditFile) -> list:
+    "A row a question: file_name, text, seed."
+    log = released_log(Store(wanted.lab.folder), wanted.released.log, wanted.released.account)
+    return [
+        dict(file_name=f"{k:05d}-{r}.png", text=text, seed=seed_of("audit", text, r))
+        for k, text in enumerate(log.prompts)
+        for r in range(wanted.test.answers)
+    ]
 
 # %% ../../nbs/audit/command.ipynb #3ff51928
 def _read_for_questions(file, settings) -> AuditFile:
@@ -187,7 +194,7 @@ KEPT = ("audit-answers", "audit-restored", "audit-losses")
 @SET
 @click.option("--prompt", help="Only answers to prompts that contain this.")
 def forget(file, settings, prompt):
-    "Drop kept answers of FILE's lab, so that they are asked again."
+    "Drop kept answers of FILE's lab, and of its service, so that they are asked again."
     wanted = _read_for_questions(file, settings)
     dropped = 0
     for folder in _kept_folders(Path(wanted.lab.folder)):
@@ -195,7 +202,24 @@ def forget(file, settings, prompt):
         if prompt is None or any(prompt in text for text in recipe.get("prompts", [])):
             _drop(folder)
             dropped += 1
-    click.echo(f"{dropped} parts dropped")
+    files = _of_service(wanted, prompt)
+    for kept in files:
+        kept.unlink()
+    click.echo(f"{dropped} parts dropped, {len(files)} files of a service")
+
+# %% ../../nbs/audit/command.ipynb #f9b61ee3
+def _of_service(wanted: AuditFile, prompt: str | None) -> list:
+    "Files in which a service's answers are kept."
+    kept = Path(service_answers(wanted))
+    if wanted.suspect.kind == "classifier":
+        found = [Path(f"{kept}.jsonl")]
+    elif prompt is None or not kept.is_dir():
+        found = kept.glob("*.png")
+    else:
+        suspect = open_suspect(wanted.suspect.model, None, str(kept), **wanted.suspect.settings)
+        asked = [(row["text"], row["seed"]) for row in _asked(wanted) if prompt in row["text"]]
+        found = [kept / f"{suspect.kept_as(*question)}.png" for question in asked]
+    return [file for file in found if file.is_file()]
 
 # %% ../../nbs/audit/command.ipynb #59db41fa
 def _kept_folders(lab: Path) -> list:

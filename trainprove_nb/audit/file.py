@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Owned', 'Released', 'Suspect', 'TestSettings', 'Control', 'LabSettings', 'AuditFile', 'audit_schema', 'knob_table',
-           'AuditFileError', 'read_audit', 'new_audit', 'accesses', 'suspect_function', 'check_file']
+           'AuditFileError', 'read_audit', 'new_audit', 'accesses', 'adapter_module', 'suspect_function', 'check_file']
 
 # %% ../../nbs/audit/file.ipynb #3e175f95
 import difflib
@@ -56,9 +56,9 @@ from ..suspects.classifiers import OPTIONS
 from ..suspects.classifiers import _kind as classifier_kind
 from ..suspects.collected import collected_answers
 from ..suspects.hosted import _recipe, _with_sides
-from ..suspects.opening import suspect_kind
-from ..suspects.service_recipes import RECIPES, check_recipe, from_environment
-from ..suspects.transport import SECRET, scrubbed
+from ..suspects.opening import ADDRESS, suspect_kind
+from ..suspects.service_recipes import RECIPES, check_recipe
+from ..suspects.transport import SECRET, from_environment, scrubbed
 from ..suspects.transport import origin as service_origin
 
 # %% ../../nbs/audit/file.ipynb #38ca24f9
@@ -256,6 +256,10 @@ class _Asking(_Drawing, total=False):
         dict[str, _Text],
         AfterValidator(_without_keys),
         Field(description="of a service; $NAME is the environment's"),
+    ]
+    classes: Annotated[
+        list[_Text],
+        Field(description="of a classifier, as prompts of the log say them", min_length=2),
     ]
 
 # %% ../../nbs/audit/file.ipynb #842f7a0a
@@ -1035,7 +1039,7 @@ _LOCAL = ("model", "adapter", "file")
 _LOCAL_SETTINGS = (*list(signature(generate).parameters)[3:], "device")
 _SETTINGS = {
     **dict.fromkeys(_LOCAL, _LOCAL_SETTINGS),
-    "address": ("headers", "timeout", "tries", "pause", "pace"),
+    "address": ADDRESS,
     "answers": (),
 }
 
@@ -1062,19 +1066,30 @@ def _function_beside(file: Path, name: str) -> Any:
         raise ValueError(f"{file.name} defines no {name}: give module:function")
     return defined[name]
 
+# %% ../../nbs/audit/file.ipynb #02ba1c75
+def adapter_module(
+    audit: AuditFile,  # with suspect.adapter
+) -> Path | None:  # None: an installed module
+    "The file beside the audit in which an adapter stands."
+    module = audit.suspect.adapter.partition(":")[0]
+    file = audit.folder / f"{module.replace('.', '/')}.py"
+    return file if file.is_file() else None
+
 # %% ../../nbs/audit/file.ipynb #f90cd758
 def suspect_function(
     audit: AuditFile,  # with suspect.adapter
 ) -> Callable:
     """The function that stands for a suspect, from a module beside the file, or an installed one.
 
-    Raises what its import raises, ValueError for no such function, TypeError where it cannot be called."""
+    It is given `suspect.settings` by name, but for `classes`. Raises what its import raises, ValueError for
+    no such function, TypeError where it cannot be called."""
     module, _, name = audit.suspect.adapter.partition(":")
-    file = audit.folder / f"{module.replace('.', '/')}.py"
-    found = _function_beside(file, name) if file.is_file() else resolve_name(f"{module}:{name}")
+    file = adapter_module(audit)
+    found = _function_beside(file, name) if file else resolve_name(f"{module}:{name}")
     if not callable(found):
         raise TypeError("this cannot be called: give a function of prompts and seeds")
-    return found
+    settings = {k: v for k, v in audit.suspect.settings.items() if k != "classes"}
+    return partial(found, **settings) if settings else found
 
 # %% ../../nbs/audit/file.ipynb #e10dbb3a
 def _opens(suspect: Suspect) -> None:
@@ -1112,8 +1127,7 @@ def _known_settings(suspect: Suspect) -> tuple | None:  # None: whatever it asks
     if suspect.adapter is not None:
         return None
     if suspect.kind == "classifier":
-        kind = classifier_kind(suspect.model)
-        return (*OPTIONS[kind], *(("headers",) if kind is HTTPClassifier else ()))
+        return (*OPTIONS[classifier_kind(suspect.model)], "classes")
     return _SETTINGS.get(suspect_kind(suspect.model))
 
 # %% ../../nbs/audit/file.ipynb #272f2b8f
@@ -1197,10 +1211,10 @@ def _check_log(audit: AuditFile) -> Iterator:  # (key, advice)
 # %% ../../nbs/audit/file.ipynb #fa130f98
 def _check_control(audit: AuditFile) -> Iterator:  # (key, advice)
     "A control that lacks something to start from, or to mix in."
-    rhos = audit.control.rhos
-    if audit.released is None or audit.suspect.kind == "classifier" or not rhos:
+    rhos, names = audit.control.rhos, audit.suspect.kind == "classifier"
+    if audit.released is None or not rhos:
         return
-    if not (audit.control.base or audit.suspect.base or audit.owned.model):
+    if not (names or audit.control.base or audit.suspect.base or audit.owned.model):
         yield (
             "control.base",
             "the control has nothing to start from: give this, or control.rhos: []",
@@ -1239,6 +1253,21 @@ def _check_without_log(audit: AuditFile) -> Iterator:  # (key, advice)
     if problem := _problem(lambda: scale(audit.lab.scale, audit.lab.knobs)):
         yield "lab.knobs", problem
 
+# %% ../../nbs/audit/file.ipynb #4f6a9a34
+def _check_classes(audit: AuditFile) -> Iterator:  # (key, advice)
+    "Classes that are missing before a log, or of no use without one."
+    if audit.suspect.kind != "classifier":
+        return
+    named = "classes" in audit.suspect.settings
+    if audit.released is not None and not named:
+        yield (
+            "suspect.settings",
+            "before a log this needs classes: their names, as the log's prompts have them, in the "
+            "classifier's order",
+        )
+    if audit.released is None and named:
+        yield "suspect.settings.classes", "without a log the classes are the scale's: leave it out"
+
 # %% ../../nbs/audit/file.ipynb #c98129a4
 def _check_level(audit: AuditFile) -> Iterator:  # (key, advice)
     "A level that no p-value can reach."
@@ -1255,6 +1284,7 @@ _CHECKS = (
     _check_log,
     _check_suspect,
     _check_control,
+    _check_classes,
     _check_without_log,
     _check_level,
     _check_writable,

@@ -15,6 +15,7 @@ from scipy.stats import norm
 
 from .file import AuditFile, accesses
 from .released import needs_sampler
+from .scores import VERSIONS
 from ..evidence.release_log import log_table
 from ..report.results import read_results, shipped_results
 from ..report.sentences import where
@@ -72,7 +73,7 @@ def outlook(
 # %% ../../nbs/audit/outlook.ipynb #3de43b50
 def _with_log(audit) -> Iterator:
     released, withheld, prompts = log_size(audit.released.log, audit.released.account)
-    access = audit.suspect.access or _first_access(audit)
+    access = _access(audit)
     yield (
         "Test: what was released against what was withheld, over the whole log. It is exact: of "
         f"suspects that never saw the pictures, at most {audit.test.level:g} are accused."
@@ -83,11 +84,11 @@ def _with_log(audit) -> Iterator:
     yield from _hopes(audit, access, released)
 
 # %% ../../nbs/audit/outlook.ipynb #d8606da6
-def _first_access(audit) -> str:
-    "The most that such a suspect gives, as far as it shows from outside."
+def _access(audit) -> str:
+    "What is used of the suspect; where the file leaves that open, the most that it gives from outside."
     if audit.suspect.kind == "classifier":
         return "classes"
-    return next(iter(accesses(audit.suspect)), "prompts")
+    return audit.suspect.access or next(iter(accesses(audit.suspect)), "prompts")
 
 # %% ../../nbs/audit/outlook.ipynb #be8f5a4d
 def _of_the_log(audit, released, withheld, prompts) -> str:
@@ -105,8 +106,10 @@ def _questions(audit, access, released, withheld, prompts) -> str:
     pictures = released + (withheld or released * audit.released.withheld)
     if access == "prompts":
         return _prompts(prompts, audit.test.answers, audit.test.questions)
+    if access == "classes":
+        return _shown(pictures, audit.test.questions)
     how = {"weights": "is noised and denoised, at four levels", "pictures": "is sent to be redrawn"}
-    return f"Questions: each of {pictures:,} pictures {how.get(access, 'is shown, with five small changes')}."
+    return f"Questions: each of {pictures:,} pictures {how[access]}."
 
 # %% ../../nbs/audit/outlook.ipynb #75525ab3
 def _prompts(prompts, answers, budget) -> str:
@@ -123,6 +126,23 @@ def _prompts(prompts, answers, budget) -> str:
     return (
         f"Questions: {budget:,} of {prompts:,} prompts, chosen at random, each once, as the budget is "
         f"{budget:,}: the rest of the log is left out."
+    )
+
+# %% ../../nbs/audit/outlook.ipynb #0cd8ed17
+def _shown(pictures, budget) -> str:
+    "How often a classifier is shown pictures, and what the budget does to it."
+    versions = min(VERSIONS, budget // pictures)
+    told = f"Questions: each of {pictures:,} pictures is shown"
+    if versions == VERSIONS:
+        return f"{told}, as it is and with five small changes."
+    if versions:
+        return (
+            f"{told} in {versions} of {VERSIONS} versions, as the budget is {budget:,}; "
+            f"{pictures * VERSIONS:,} would be needed."
+        )
+    return (
+        f"Questions: at most {budget:,} of {pictures:,} pictures are shown, of prompts chosen at random, "
+        f"as the budget is {budget:,}: the rest of the log is left out."
     )
 
 # %% ../../nbs/audit/outlook.ipynb #4e7e6394

@@ -51,6 +51,19 @@ def digest(self: AuditLog) -> str:  # 20 hexadecimal digits
     rows = zip(self.files, self.texts, self.released, self.block, strict=True)
     return recipe_name([[sha256(f).hexdigest(), t, bool(r), str(b)] for f, t, r, b in rows])
 
+# %% ../../nbs/audit/released.ipynb #3e1caa1a
+@patch
+def part(
+    self: AuditLog,
+    there: np.ndarray,  # bool (n,): the pictures to keep
+) -> AuditLog:
+    "The log without some pictures."
+    kept = np.flatnonzero(there)
+    texts, files = ([seq[k] for k in kept] for seq in (self.texts, self.files))
+    return AuditLog(
+        self.images[kept], texts, self.released[kept], self.block[kept], files, self.drawn
+    )
+
 # %% ../../nbs/audit/released.ipynb #4d246702
 def as_audit_log(
     log: Dataset,  # columns `image`, `text`, `released`, `block`, as `read_log` gives them

@@ -88,8 +88,9 @@ class HTTPClassifier(Service):
         names: list | None = None,  # of its classes, in the order of bare numbers; None: ours
         field: str = "image",  # the key of a question under which its picture stands
         pace: Pace | dict | None = None,  # as in `as_pace`; None: one by one
+        headers: dict | None = None,  # name -> value, with $NAMES of the environment
     ):
-        super().__init__(url, keep, timeout, tries, pause, pace)
+        super().__init__(url, keep, timeout, tries, pause, pace, headers)
         self.classes, self.mapping, self.field = list(classes), mapping, field
         self.names = list(classes if names is None else names)
 

@@ -145,7 +145,7 @@ def check_sense(
 
 # %% ../../nbs/suspects/classifiers.ipynb #eb43b792
 OPTIONS = {  # what each can be told beside the classes
-    HTTPClassifier: ("mapping", "names", "field", "pace"),
+    HTTPClassifier: ("mapping", "names", "field", "pace", "headers"),
     CSVClassifier: ("mapping", "files"),
     ONNXClassifier: ("mapping", "names", "prepare"),
     FolderClassifier: ("mapping", "prepare", "device"),

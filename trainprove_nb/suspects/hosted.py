@@ -30,11 +30,17 @@ from trainprove_nb.suspects.service_recipes import (
     Recipe,
     check_recipe,
     filled,
-    from_environment,
     read_recipe,
 )
 from .services import KeptPictures, Service, received_picture
-from .transport import headers_for, scrubbed, send, shown
+from trainprove_nb.suspects.transport import (
+    from_environment,
+    headers_for,
+    keyed,
+    scrubbed,
+    send,
+    shown,
+)
 
 # %% ../../nbs/suspects/hosted.ipynb #fa244ad0
 def _found(recipe: Recipe, reply, url: str):
@@ -115,18 +121,29 @@ class ServiceSuspect(Service):
         asked = [(p, int(s)) for p, s in zip(prompts, seeds, strict=True)]
         return pixels(self.all(self._drawn, asked))
 
+# %% ../../nbs/suspects/hosted.ipynb #7b86cf7b
+@patch
+def _values(self: ServiceSuspect, prompt, seed) -> dict:
+    "What the words of the recipe stand for."
+    return {**self.options, "prompt": prompt, "seed": seed}
+
+# %% ../../nbs/suspects/hosted.ipynb #6dd7a768
+@patch
+def kept_as(self: ServiceSuspect, prompt: str, seed: int) -> str:
+    "The name under which an answer is kept."
+    values = self._values(prompt, seed)
+    asked = filled(self.recipe.url, values), filled(self.recipe.body, values)
+    return self.name(self.recipe.method, *asked)
+
 # %% ../../nbs/suspects/hosted.ipynb #8f7fe910
 @patch
 def _drawn(self: ServiceSuspect, asked):
     "The picture of a prompt and a seed, kept or new."
-    prompt, seed = asked
-    values = {**self.options, "prompt": prompt, "seed": seed}
-    body = filled(self.recipe.body, values)
-    kept = KeptPictures(self.keep) if self.keep else {}
-    name = self.name(self.recipe.method, filled(self.recipe.url, values), body)
+    values = self._values(*asked)
+    kept, name = KeptPictures(self.keep) if self.keep else {}, self.kept_as(*asked)
     if name not in kept:
         self.pace.spend()
-        kept[name] = self._new(values, body)
+        kept[name] = self._new(values, filled(self.recipe.body, values))
     return kept[name]
 
 # %% ../../nbs/suspects/hosted.ipynb #8d2ede46
@@ -134,10 +151,8 @@ def _drawn(self: ServiceSuspect, asked):
 def _new(self: ServiceSuspect, values, body):
     "A picture that is drawn now. Raises ValueError with what went wrong."
     url, secrets = from_environment(self.recipe.url)
-    headers = {}
-    for name, value in self.recipe.headers.items():
-        headers[name], known = from_environment(value)
-        secrets += known
+    headers, known = keyed(self.recipe.headers)
+    secrets += known
     asked = _Asked(
         self, filled(url, {k: quote(str(v), safe="/") for k, v in values.items()}), headers, secrets
     )

@@ -27,7 +27,7 @@ from trainprove_nb.suspects.patience import (
     own_words,
     persist,
 )
-from .transport import identity, scrubbed, send, shown
+from .transport import identity, keyed, scrubbed, send, shown
 
 # %% ../../nbs/suspects/services.ipynb #b4826c4e
 def post(
@@ -39,19 +39,22 @@ def post(
     tries: int,  # attempts
     pause: float,  # seconds between the first two; it doubles each time
     pace: Pace | None = None,  # how fast; None: no limit
+    headers: dict | None = None,  # name -> value, with $NAMES of the environment
 ):
     """What `read` makes of a service's reply.
 
     Raises ValueError with the last problem when all tries fail, or when there is no use in another."""
 
+    said, secrets = keyed(headers or {})
+
     def attempt():
         (pace or Pace()).wait()
-        return _read(good(send("POST", url, body=question, timeout=timeout)), read)
+        return _read(good(send("POST", url, said, question, timeout)), read)
 
     try:
         return persist(attempt, tries, pause)
     except Unanswered as e:
-        problem, tried = e, e.tries
+        problem, tried = scrubbed(str(e), secrets), e.tries
     raise ValueError(
         f"{shown(url)} gave no answer in {tried} {'try' if tried == 1 else 'tries'} ({problem}): check "
         f"the address, and that it answers with {wanted}"
@@ -80,8 +83,9 @@ class Service:
         pace: Pace
         | dict
         | None = None,  # as in `as_pace`: how fast, how many at once, how many in all
+        headers: dict | None = None,  # name -> value, with $NAMES of the environment
     ):
-        self.url, self.keep = url, keep
+        self.url, self.keep, self.headers = url, keep, headers
         self.timeout, self.tries, self.pause = timeout, tries, pause
         self.pace = as_pace(pace)
 
@@ -97,7 +101,7 @@ class Service:
         "What is kept under this name; the first time, what `post` brings."
         if name not in kept:
             self.pace.spend()
-            how = self.timeout, self.tries, self.pause, self.pace
+            how = self.timeout, self.tries, self.pause, self.pace, self.headers
             kept[name] = post(self.url, question, read, wanted, *how)
         return kept[name]
 
@@ -208,4 +212,8 @@ class HTTPSuspect(Service):
             wanted += f"; what was gathered is in {self.keep}"
         kept = KeptPictures(self.keep) if self.keep else {}
         question = {"prompt": prompt, "seed": seed}
-        return self.answer(kept, self.name(prompt, seed), question, _picture, wanted)
+        return self.answer(kept, self.kept_as(prompt, seed), question, _picture, wanted)
+
+    def kept_as(self, prompt, seed):
+        "The name under which an answer is kept."
+        return self.name(prompt, seed)
