@@ -169,7 +169,17 @@ def logged(log, work, args):
     with open(log, "w") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
-    work(*args)
+    try:
+        work(*args)
+    finally:
+        end_workers()
+
+
+def end_workers():
+    "End joblib's workers: they wait 300 seconds for more, and a process that was forked waits for them."
+    loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+    if loky and loky._executor:
+        loky._executor.shutdown(kill_workers=True)
 
 
 def forked(log, work, *args):

@@ -791,14 +791,22 @@ PROBLEMS = [  # what is given beside LOG, the key, the advice
     ({"suspect": "{adapter: mine:paint}"}, "suspect.adapter", "mine.py defines no paint: give"),
     ({"suspect": "{adapter: mine:value}"}, "suspect.adapter", "cannot be called: give a function"),
     (
-        {"suspect": "{kind: classifier, model: x.onnx}"},
+        {"suspect": "{kind: classifier, model: x.onnx, settings: {classes: [a, b]}}"},
         "suspect.model",
         "there is no .*x.onnx: give",
     ),
-    ({"suspect": "{kind: classifier, model: x.pkl}"}, "suspect.model", "pickle|there is no"),
-    ({"suspect": "{kind: classifier, model: x.csv}"}, "suspect.model", "there is no .*x.csv: give"),
     (
-        {"suspect": "{kind: classifier, model: hub:a/b, settings: {names: [x]}}"},
+        {"suspect": "{kind: classifier, model: x.pkl, settings: {classes: [a, b]}}"},
+        "suspect.model",
+        "pickle|there is no",
+    ),
+    (
+        {"suspect": "{kind: classifier, model: x.csv, settings: {classes: [a, b]}}"},
+        "suspect.model",
+        "there is no .*x.csv: give",
+    ),
+    (
+        {"suspect": "{kind: classifier, model: hub:a/b, settings: {names: [x], classes: [a, b]}}"},
         "suspect.settings.names",
         "no use for it: choose from mapping, prepare, device",
     ),

@@ -256,7 +256,7 @@ def test_pictures_are_compared_in_small(size, wanted):
 def test_the_class_that_a_prompt_names(text, k):
     classes = ["cat", "dog", "wild cat"]
     if k is None:
-        refused(lambda: named_class(text, classes), "names 0", "suspect.classes")
+        refused(lambda: named_class(text, classes), "names 0", "suspect.settings.classes")
     else:
         assert named_class(text, classes) == k
     refused(lambda: named_class("a cat and a dog", classes), "names 2")

@@ -1,5 +1,6 @@
 "The documentation as pages that open from the disk, without Quarto: `python tools/docs.py FOLDER`."
 
+import gc
 import json
 import os
 import re
@@ -31,6 +32,8 @@ LONG = 15  # lines of code that are shown unasked; what is longer is folded
 EXPORTER = HTMLExporter(
     template_name="basic", exclude_input_prompt=True, exclude_output_prompt=True
 )
+# What cleans notebooks of strangers takes half of the time, and changes nothing in ours
+EXPORTER.register_filter("clean_html", lambda html: html)
 TEMPLATES = Environment(
     loader=FileSystemLoader(SITE), autoescape=True, undefined=StrictUndefined, trim_blocks=True
 )
@@ -85,8 +88,8 @@ def fold_code(body) -> None:
         cell.name = "details"
         if exported or not (imports or code.count("\n") >= LONG):
             cell["open"] = ""
-        summary = BeautifulSoup("<summary><code></code></summary>", "html.parser")
-        summary.code.string = first
+        summary, line = body.new_tag("summary"), body.new_tag("code", string=first)
+        summary.append(line)
         cell.insert(0, summary)
 
 
@@ -186,7 +189,7 @@ def highlighting() -> str:
 def process() -> Path:
     "Let nbdev process the notebooks; returns the folder where they are."
     refresh_quarto_yml()
-    return proc_nbs(force=True, n_workers=1)  # each worker would import torch again
+    return proc_nbs(force=True, n_workers=0)  # here: each worker would import torch again
 
 
 def read_pages(processed: Path, out: Path) -> dict:  # file -> page
@@ -243,3 +246,4 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))  # the notebooks import the package beside them
     build(out)
     print(out)
+    gc.freeze()  # for each page there was a shell, and each looks for garbage when all ends
