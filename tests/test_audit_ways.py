@@ -3,14 +3,20 @@
 import base64
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
+import time
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import refused, write_imagefolder
+from helpers import ROOT, refused, run, write_imagefolder
 from PIL import Image
 
 from trainprove_nb.audit import log_audit, log_verdict
@@ -162,7 +168,8 @@ def service(monkeypatch, released):
         prompt, seed = question["prompt"], question["seed"]
         picture = paint([""], [seed + len(prompt)])[0]
         if guilty and prompt in released:
-            picture = released[prompt] + rng.normal(0, 20, (16, 16, 3))
+            near = np.random.default_rng(seed % 2**32).normal(0, 20, (16, 16, 3))
+            picture = released[prompt] + near
         file = io.BytesIO()
         Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8)).save(file, "png")
         return {"image": base64.b64encode(file.getvalue()).decode()}
@@ -301,3 +308,41 @@ def test_the_command_does_it_and_says_so(tmp_path, log, service):
     everything = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(everything) > 5
     assert not any(b"zebra" in p.read_bytes() for p in everything)
+
+
+# Killed
+
+
+KILLS = int(os.environ.get("AUDIT_KILLS", 1))
+MOMENTS = (6, 20)  # seconds after the start: while it imports, asks, or writes
+
+
+def undated(report):
+    "A report as text, without the day."
+    told = json.loads(report.read_text())
+    told["asked"] = [fact for fact in told["asked"] if fact["name"] != "date"]
+    return json.dumps(told, indent=1)
+
+
+def test_killed_at_any_moment(tmp_path, log, service):
+    "The report is the same, and no question was put twice."
+    url, asked = service
+    suspect = {"model": f"{url}/guilty", "settings": HEADERS}
+    file = audit_file(tmp_path / "case", log, suspect)
+    command = ["-m", "trainprove_nb.cli", "audit", "run", str(file)]
+    report = tmp_path / "case" / "out" / "report.json"
+    assert run(*command).returncode == 1
+    whole = undated(report)
+    for folder in ("out", "lab"):
+        shutil.rmtree(tmp_path / "case" / folder)
+    asked.clear()
+    rng = np.random.default_rng(6)
+    for _ in range(KILLS):
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+        time.sleep(rng.uniform(*MOMENTS))
+        process.kill()
+        process.wait()
+    assert run(*command).returncode == 1
+    assert undated(report) == whole
+    counted = Counter((q["prompt"], q["seed"]) for q in asked if "number" in q["prompt"])
+    assert len(counted) == 2 * N and set(counted.values()) == {1}
