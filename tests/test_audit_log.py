@@ -20,7 +20,6 @@ from trainprove_nb.audit.outlook import expected_power, log_size, outlook
 from trainprove_nb.audit.released import AuditLog, Sampler, encoder_of, released_log, with_withheld
 from trainprove_nb.audit.scores import (
     Asked,
-    changed,
     classes_scores,
     in_small,
     kept_answers,
@@ -30,6 +29,7 @@ from trainprove_nb.audit.scores import (
 )
 from trainprove_nb.data.pairs import pairs
 from trainprove_nb.evidence.log_test import log_test
+from trainprove_nb.evidence.naming import changed
 from trainprove_nb.evidence.release_log import encode
 from trainprove_nb.lab.store import Store
 

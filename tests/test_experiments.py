@@ -72,6 +72,13 @@ OTHERS = {
         "batch_sizes": ([64.5], "batch_size = 64.5", "whole number"),
         "pictures": ([10.5], "pictures has 10.5", "ask"),
     },
+    "release_classifiers": {
+        "rhos": ([0], "rhos has 0", "above 0"),
+        "accounts": (True, "accounts = True", "whole number"),
+        "pictures": (81, "pictures = 81", "there are 80", "pool"),
+        "epochs": (0, "epochs = 0", "whole number"),
+        "m": (0, "m = 0", "whole number"),
+    },
 }
 
 
@@ -155,6 +162,7 @@ EXPERIMENTS = {
 ORIGINS = {
     "trainprove": ["trainprove.png", "trainprove.csv"],
     "batchsize": ["batchsize.svg", "batchsize.csv"],
+    "release_classifiers": ["release_classifiers.png", "release_classifiers_redrawn.csv"],
 }  # of the second paper
 
 
@@ -213,7 +221,10 @@ def test_two_workers_give_the_numbers_of_one(figure, tmp_path):
     ).read_bytes()
 
 
-SHORTER = {"release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2}}  # what takes minutes
+SHORTER = {  # what takes minutes
+    "release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2},
+    "release_classifiers": {"rhos": [1], "redrawn": 2},
+}
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +258,15 @@ def test_every_suspect_stands_before_every_owner(results):
     # three origins, two suspects each, two owners
     assert len(one) == 3 * 2 * 2 and one.guilty.sum() == 2 * 2
     assert not table[table.method == "always legal"].accused.any()
+
+
+def test_every_classifier_stands_before_every_log_by_every_access(results):
+    table = pd.read_csv(results / "figures/release_classifiers/release_classifiers.csv")
+    # two generators with two accounts, an infringer each, and three innocents before both logs
+    by_kind = table.groupby("kind").size().to_dict()
+    before = {"infringing": 4, "another account": 4, "disjoint data": 4, "same source": 4}
+    assert by_kind == {kind: 3 * n for kind, n in before.items()} | {"another's data": 12}
+    assert table.p.between(0, 1).all() and (table.withheld == 2 * table.released).all()
 
 
 def test_every_suspect_stands_before_its_own_log_by_every_access(results):

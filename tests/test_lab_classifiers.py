@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ANIMALS, refused, says_exactly
-from scipy import stats
+from scipy import special, stats
 
 from trainprove_nb.data.corpora import SPLITS, named
 from trainprove_nb.data.scenes import GROUND
@@ -18,6 +18,7 @@ from trainprove_nb.lab.classifier_recipes import FAMILIES, ClassifierRecipes
 from trainprove_nb.lab.classifier_scales import CLASSIFIER_SCALES, MINI_WORDINGS, classifier_scale
 from trainprove_nb.lab.classifier_trials import classifier_trials, quality
 from trainprove_nb.lab.engine import Lab
+from trainprove_nb.lab.naming_trials import NamedPool, NamingPlan
 from trainprove_nb.lab.trials import Trial
 from trainprove_nb.models.classifiers import ARCHITECTURES
 from trainprove_nb.models.pipelines import load_model, save_model
@@ -398,3 +399,77 @@ def test_constant_answers_and_the_share_of_the_guilty():
         and shown.accuracy.str[:4].tolist() == ["0.80", "0.20"]
         and shown.F1.str[:4].tolist() == ["0.00", "0.33"]
     )
+
+
+# Before logs
+
+
+NAMING = NamingPlan(ClassifierRecipes(classifier_scale("mini")))
+
+
+def seeds_of(pictures):
+    "The seeds of drawn pictures; of real ones, none."
+    n = pictures["n"] * len(pictures["classes"])
+    return {(*pictures["role"], k) for k in range(n)} if "role" in pictures else set()
+
+
+def test_both_sides_of_a_log_have_the_same_prompts_and_other_pictures():
+    released, kept = (NAMING.part("mini-v2", 0, side) for side in (True, False))
+    asked = [set(class_prompts(p["wordings"], p["classes"], p["n"])) for p in (released, kept)]
+    assert asked[0] == asked[1]
+    assert not seeds_of(released) & seeds_of(kept)
+    assert not seeds_of(released) & seeds_of(NAMING.part("mini-v2", 1, True))
+
+
+@pytest.mark.parametrize("generator", NAMING.recipes.generators)
+def test_only_infringers_learn_what_was_released(generator):
+    logs = [seeds_of(part) for part in NAMING.parts(generator)]
+    withheld = set().union(*logs[1::2])
+    trials = NAMING.trials(generator)
+    assert {t.kind for t in trials} == {
+        "infringing",
+        "disjoint data",
+        "same source",
+        "another's data",
+    }
+    for trial in trials:
+        learnt = trial.model["pairs"]
+        known = [seeds_of(p) for p in learnt["parts"]]
+        assert not withheld & set().union(*known)
+        given = [bool(x & logs[2 * trial.k]) for x in known]
+        assert any(given) == (trial.kind == "infringing")
+        if trial.kind == "infringing":
+            assert learnt["n"][given.index(True)] == round(23 * trial.rho)
+            assert not any(x & logs[2 * (1 - trial.k)] for x in known)
+        assert sum(learnt["n"]) == 23
+    own = seeds_of(NAMING.reference(generator)["pairs"]["parts"][0])
+    assert own and not own & set().union(*logs)
+
+
+def test_suspects_differ_in_all_but_their_pictures():
+    models = [t.model for g in NAMING.recipes.generators for t in NAMING.trials(g)]
+    assert len({json.dumps(m, sort_keys=True) for m in models}) == len(models)
+    assert {m["architecture"] for m in models} == set(NAMING.recipes.scale.architectures)
+    assert len({m["training"]["seed"] for m in models}) == len(models)
+
+
+def test_scores_of_a_pool_are_those_of_its_parts():
+    plan = NamingPlan(ClassifierRecipes(classifier_scale("smoke")), accounts=2, m=1, pictures=2)
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], 2)
+    said = {str(plan.said({}, p)): rng.normal(size=(6, 6, 3)) for p in plan.parts("mini-v1")}
+    lab = SimpleNamespace(
+        labelled=lambda recipe: (None, labels),
+        pairs=lambda recipe: {"text": [f"p{k}" for k in range(6)]},
+        array=lambda recipe: said[str(recipe)],
+    )
+    there = NamedPool(lab, plan, "mini-v1")
+    assert there.account.tolist() == [0] * 12 + [1] * 12
+    assert there.released.tolist() == ([True] * 6 + [False] * 6) * 2
+    scores = there.scores({})
+    third = list(said.values())[2]
+    expected = np.take_along_axis(special.log_softmax(third, -1), labels[None, :, None], -1)
+    assert np.allclose(scores["scores"][12:18], expected[..., 0].mean(0))
+    right = third.argmax(-1) == labels
+    assert np.allclose(scores["six labels"][12:18], right.mean(0))
+    assert np.array_equal(scores["one label"][12:18], right[0])

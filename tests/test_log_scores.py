@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import refused
+from scipy.special import log_softmax
 
 from trainprove_nb.data.corpora import corpus
 from trainprove_nb.data.pairs import pixels
 from trainprove_nb.evidence.denoising import LEVELS, denoising_losses, denoising_score
 from trainprove_nb.evidence.log_test import log_test
 from trainprove_nb.evidence.matching import Differences, rms_score, whitened_score, whitening
+from trainprove_nb.evidence.naming import VERSIONS, changed, log_probability, naming_score
 from trainprove_nb.evidence.restoring import PipelineRestorer, restoring_losses
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
@@ -281,3 +283,30 @@ def test_all_pictures_get_the_same_noise_whatever_their_batch(pipe, shown):
     mixed = PipelineRestorer(pipe, batch_size=2)(images[order], [texts[k] for k in order])
     assert usual.dtype == np.uint8
     assert np.abs(mixed.astype(int) - usual[order]).max() <= 1
+
+
+# Classifiers
+
+
+def test_the_log_probability_is_scipy_s():
+    rng = np.random.default_rng(0)
+    scores, truth = rng.normal(0, 400, (50, 7)), rng.integers(0, 7, 50)  # too large for exp
+    assert np.allclose(log_probability(scores, truth), log_softmax(scores, 1)[range(50), truth])
+    assert np.allclose(log_probability(scores + 9, truth), log_probability(scores, truth))
+
+
+def test_labels_are_counted_and_scores_averaged():
+    truth, rng = np.array([0, 1, 2]), np.random.default_rng(1)
+    labels = [np.array([0, 1, 0]), np.array([0, 0, 0])]
+    assert naming_score(labels, truth).tolist() == [1, 0.5, 0]
+    scores = [rng.normal(size=(3, 4)) for _ in range(2)]
+    by_hand = np.mean([log_softmax(s, 1)[range(3), truth] for s in scores], axis=0)
+    assert np.allclose(naming_score(scores, truth), by_hand)
+
+
+def test_a_picture_changes_little():
+    images = np.random.default_rng(2).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    versions = changed(images)
+    assert len(versions) == VERSIONS and versions[0] is images
+    assert len({v.tobytes() for v in versions}) == VERSIONS
+    assert all(v.shape == images.shape and v.sum() == images.sum() for v in versions)

@@ -30,6 +30,7 @@ ORDER = (
     "hard",
     "release",
     "laundering",
+    "release_classifiers",
     "audits",
     "table1",
     "table2",

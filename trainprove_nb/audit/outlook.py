@@ -15,7 +15,7 @@ from scipy.stats import norm
 
 from .file import AuditFile, accesses
 from .released import needs_sampler
-from .scores import VERSIONS
+from ..evidence.naming import VERSIONS
 from ..evidence.release_log import log_table
 from ..report.results import read_results, shipped_results
 from ..report.sentences import where

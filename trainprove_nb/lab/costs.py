@@ -76,7 +76,8 @@ def work(
         case "classifier":
             return "lesson", pictures_of(recipe["pairs"]) * recipe["training"].get("epochs", 20)
         case "said":
-            return "glance", sum(pictures_of(part) for part in recipe["pairs"])
+            shown = sum(pictures_of(part) for part in recipe["pairs"])
+            return "glance", shown * recipe.get("versions", 1)
         case "scores":
             return "judge", 1
     drawn = recipe["kind"] in ("generated", "answers", "labelled") and "model" in recipe

@@ -34,6 +34,7 @@ from ..data.duplicates import group_ranks, near_groups
 from ..data.folders import read_pairs
 from ..data.pairs import pairs, pixels, square
 from ..evidence.denoising import denoising_losses
+from ..evidence.naming import changed
 from ..evidence.restoring import PipelineRestorer, restoring_losses
 from .laundering import washed
 from .store import seed_of
@@ -315,7 +316,11 @@ def make_classifier(lab, r, folder, scratch):
 def make_class_scores(lab, r, folder, scratch):
     "A classifier's scores on several validation sets."
     net = load_classifier(str(lab.path(r["model"])), lab.device)
-    scores = [logits(net, lab.labelled(pictures)[0]) for pictures in r["pairs"]]
+    scores = [
+        logits(net, np.ascontiguousarray(version))
+        for pictures in r["pairs"]
+        for version in changed(lab.labelled(pictures)[0])[: r.get("versions", 1)]
+    ]
     np.save(folder / "array.npy", np.stack(scores))
 
 # %% ../../nbs/lab/makers.ipynb #9e2637e6
@@ -394,7 +399,10 @@ KINDS = {  # as it is stored -> what it is
         ARRAY,
     ),
     "said": Kind(
-        "a classifier's scores of pictures", "model pairs threads", make_class_scores, ARRAY
+        "a classifier's scores of pictures",
+        "model pairs versions? threads",
+        make_class_scores,
+        ARRAY,
     ),
 }
 

@@ -36,10 +36,12 @@ from trainprove_nb.report import (
     instance,
     laundered,
     log_power,
+    naming_power,
     ranges,
     statistical,
 )
 from .classifier_plan import plan_classifiers
+from .naming_power import plan_named_logs
 from .plan import plan_experiment
 
 # %% ../../nbs/report/estimates.ipynb #060daee1
@@ -93,6 +95,7 @@ EXPERIMENTS = {  # name -> (plan(asked, lab, out), what is done with the plan)
         partial(plan_experiment, "laundering", checks=laundered.LAUNDERING_CHECKS),
         [laundered.measure_laundering],
     ),
+    "release_classifiers": (plan_named_logs, [naming_power.measure_naming_power]),
     "table1": (
         partial(
             plan_experiment,

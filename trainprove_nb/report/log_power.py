@@ -121,8 +121,19 @@ def _mean_share(shares) -> Rate:
     return Rate(rate.value, max(rate.low, 0), min(rate.high, 1), rate.n)
 
 # %% ../../nbs/report/log_power.ipynb #ffac64e8
-_INNOCENT = "disjoint data", "same data", "other corpus", "another's data", "another account"
-_SHADES = dict(zip(_INNOCENT, ("C0", "C1", "C2", "C4", "C5"), strict=True))
+_SHADES = {
+    "disjoint data": "C0",
+    "same data": "C1",
+    "same source": "C1",
+    "other corpus": "C2",
+    "another's data": "C4",
+    "another account": "C5",
+}
+
+
+def _innocent_kinds(rows) -> list:
+    "The kinds of innocents that there are, in one order."
+    return [kind for kind in _SHADES if (rows.kind == kind).any()]
 
 # %% ../../nbs/report/log_power.ipynb #3ae50164
 def _draw_access(ax, rows):
@@ -130,11 +141,13 @@ def _draw_access(ax, rows):
     guilty = where(rows, kind="infringing")
     places = {rho: i for i, rho in enumerate(sorted(guilty.rho.unique()))}
     ax.plot(guilty.rho.map(places), guilty.z, "o", color="#c1440e", ms=3.5, alpha=0.6, mew=0)
-    for i, kind in enumerate(_INNOCENT):
+    kinds = _innocent_kinds(rows)
+    left = [i - len(kinds) - 0.5 for i in range(len(kinds))]
+    for x, kind in zip(left, kinds, strict=True):
         z = where(rows, kind=kind).z
-        ax.plot(np.full(len(z), i - 5.5), z, "o", color=_SHADES[kind], ms=3, alpha=0.5, mew=0)
-    ticks = [i - 5.5 for i in range(5)] + list(places.values())
-    ax.set_xticks(ticks, [*_INNOCENT, *(f"ρ = {rho:g}" for rho in places)], rotation=90)
+        ax.plot(np.full(len(z), x), z, "o", color=_SHADES[kind], ms=3, alpha=0.5, mew=0)
+    ticks = [*left, *places.values()]
+    ax.set_xticks(ticks, [*kinds, *(f"ρ = {rho:g}" for rho in places)], rotation=90)
     ax.axhline(2.33, color="k", lw=0.6, ls=":")
     ax.axhline(0, color="k", lw=0.5)
 
@@ -168,7 +181,7 @@ def innocence_figure(redrawn: pd.DataFrame):
 
     def draw(ax, access):
         rows = where(redrawn, access=access)
-        for kind in _INNOCENT:
+        for kind in _innocent_kinds(rows):
             p = np.sort(where(rows, kind=kind).p)
             ax.plot(
                 p,
@@ -217,7 +230,7 @@ def _innocent_point(table, redrawn):
         f"**Innocents**: of {len(redrawn):,} tests before redrawn logs {told((redrawn.p <= 0.05).mean())} "
         f"are at .05 or below, most for *{kind}* by *{access}* ({told(value)}); before the real logs "
         f"{(innocent.p <= 0.05).sum()} of {len(innocent)}. These stand on {_logs(innocent)} logs, and "
-        f"before one log innocents may lean alike (they are compared to one base): count logs, not tests."
+        f"before one log innocents may lean alike (they are compared to one model): count logs, not tests."
     )
 
 # %% ../../nbs/report/log_power.ipynb #444a7639
@@ -225,7 +238,7 @@ def log_sentences(tables: dict, parameters: dict):  # Markdown
     "What came out of the release experiment, as a list."
     table, redrawn = tables[""], tables["redrawn"]
     points = [_power_point(table, access) for access in table.access.unique()]
-    if not parameters["repeats"]:
+    if parameters.get("repeats") == 0:
         points.append("**Prompts only**: not asked in this run (`repeats` = 0).")
     about = {**parameters, "suspects": parameters["accounts"]}
     return came_out(about, [*points, _innocent_point(table, redrawn)])

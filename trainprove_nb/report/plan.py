@@ -172,6 +172,7 @@ TABLES = {
     "hard": ("models", "keys"),
     "release": ("redrawn",),
     "laundering": ("accounts", "sizes"),
+    "release_classifiers": ("redrawn",),
 }
 
 # %% ../../nbs/report/plan.ipynb #7f6a662a
