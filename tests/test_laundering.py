@@ -1,6 +1,7 @@
 "Trainings that break down or by LoRA, damaged checkpoints; ways to launder, and what is read from their trials."
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from scipy import stats
 
 from trainprove_nb.data.corpora import corpus
 from trainprove_nb.data.pairs import pairs, pixels
+from trainprove_nb.evidence.denoising import denoising_score
 from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
@@ -25,10 +27,12 @@ from trainprove_nb.lab.laundering import (
     washed,
 )
 from trainprove_nb.lab.laundering_trials import (
+    _losses_alike,
     account_trials,
     laundering_stages,
     laundering_trials,
     part_of_log,
+    washed_alike,
 )
 from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
 from trainprove_nb.lab.log_trials import LogPlan, log_stages, stands_before
@@ -506,3 +510,41 @@ def test_what_is_left_out_is_decided_by_the_scale(tmp_path):
 )
 def test_what_cannot_be_asked(tmp_path, changed, says):
     refused(lambda: asked(tmp_path, **changed), re.escape(says), "give|choose")
+
+
+def test_both_sides_are_washed_alike(recipes, source):
+    plan = LogPlan(recipes, restored=0, least_asked=1)
+    for trial in laundering_trials(recipes, source, ["JPEG", "no captions"]):
+        found = _losses_alike(plan, source, trial)
+        if trial.way == ("no captions",):
+            assert found == {}
+            continue
+        washes = [(r["pairs"]["how"], r["pairs"]["seed"]) for pair in found.values() for r in pair]
+        assert len(set(washes)) == 1 and washes[0][0] == "JPEG"
+        assert {place % 2 for place in found} == {0, 1}
+        for suspect, base in found.values():
+            assert suspect["pairs"] == base["pairs"]
+            assert (suspect["model"], base["model"]) == (trial.model, base_of(trial.model))
+
+
+def test_a_picture_that_is_washed_several_times_gets_the_mean(recipes, source):
+    plan = LogPlan(recipes, accounts=1, restored=0, least_asked=1)
+    (trial, *_) = laundering_trials(recipes, source, ["crops"])
+    parts = [r[0]["pairs"] for r in _losses_alike(plan, source, trial).values()]
+    rng, copies, n = np.random.default_rng(0), 4, 5
+    made = {
+        (recipe_name(model), recipe_name(part)): rng.uniform(0.1, 1, (copies * n, 4))
+        for model in (trial.model, base_of(trial.model))
+        for part in parts
+    }
+
+    class Stored:
+        def array(self, recipe):
+            return made[recipe_name(recipe["model"]), recipe_name(recipe["pairs"])]
+
+    there = SimpleNamespace(part=np.repeat([0, 1], n))
+    (scores,) = washed_alike(Stored(), plan, source, trial, there).values()
+    names = [recipe_name(m) for m in (trial.model, base_of(trial.model))]
+    suspect, base = (made[name, recipe_name(parts[1])] for name in names)
+    each = denoising_score(suspect, base).reshape(copies, n)
+    assert np.allclose(scores[n:], [each[:, k].mean() for k in range(n)])
