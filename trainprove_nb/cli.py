@@ -283,7 +283,9 @@ def _tell_estimate(name, notebook, given, seconds):
     from trainprove_nb.report.estimates import EXPERIMENTS, estimate, needed_recipes
 
     if name not in EXPERIMENTS:
-        return click.echo(f"{name}: no estimate (it reads results, or what it makes shows only as it runs)")
+        return click.echo(
+            f"{name}: no estimate (it reads results, or what it makes shows only as it runs)"
+        )
     try:
         recipes = needed_recipes(name, {**_defaults(notebook), **given})
         found = estimate(recipes, given["scale"], given["lab"], given["jobs"], seconds)
