@@ -96,8 +96,9 @@ def write_demo_file(
     steps: int,  # of the control
     base: str = "mini-v1",
 ) -> Path:
-    "An audit.yaml, as an owner would write it."
+    "An audit.yaml, as an owner would write it: places are told from its own folder."
     folder.mkdir(parents=True, exist_ok=True)
+    suspect, lab, log = (os.path.relpath(place, folder) for place in (suspect, lab, log))
     values = {
         "released": {"log": log, "account": "alice"},
         "suspect": {"model": suspect, "base": base},
@@ -124,8 +125,6 @@ def write_demo(
     log = write_demo_log(shop, made, place / "log")
     steps = recipes.scale.suspect_training["steps"]
     return {
-        who: write_demo_file(
-            place / who, str(shop.path(made[who])), str(Path(lab).resolve()), str(log), steps
-        )
+        who: write_demo_file(place / who, str(shop.path(made[who])), str(lab), str(log), steps)
         for who in ("infringing", "innocent")
     }

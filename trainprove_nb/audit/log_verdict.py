@@ -7,6 +7,7 @@ __all__ = ['EXACT', 'state_of', 'verdict_sentence', 'strongest_pairs', 'log_repo
 
 # %% ../../nbs/audit/log_verdict.ipynb #7ad72f78
 import io
+import os
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -342,21 +343,29 @@ def _cannot_tell(opened, found) -> list:
         told.append("More might be seen with a reference: give suspect.base.")
     return told
 
+# %% ../../nbs/audit/log_verdict.ipynb #2adcb3d0
+def _from_its_folder(audit, given: str) -> str:
+    "A file or folder as it stands to the audit's file: where that lies is nobody's business."
+    return os.path.relpath(given, audit.folder) if os.path.exists(given) else given
+
 # %% ../../nbs/audit/log_verdict.ipynb #3d52475e
 def _facts(opened, found) -> list:
     "What was asked, and of what."
-    log, owned = opened.log, opened.audit.owned.model
+    log, audit = opened.log, opened.audit
     given = {
         "date": datetime.now(UTC).date().isoformat(),
-        "suspect": opened.audit.suspect.model or opened.audit.suspect.adapter,
-        **{f"suspect, {k}": str(v) for k, v in opened.suspect.facts.items()},
+        "suspect": _from_its_folder(audit, audit.suspect.model or audit.suspect.adapter),
+        **{
+            f"suspect, {k}": _from_its_folder(audit, str(v))
+            for k, v in opened.suspect.facts.items()
+        },
         "access": opened.access,
         "asked": found.measured.asked,
-        "compared with": opened.reference_name or "nothing",
-        "log": opened.audit.released.log,
+        "compared with": _from_its_folder(audit, opened.reference_name or "nothing"),
+        "log": _from_its_folder(audit, audit.released.log),
         "log, digest": log.digest,
         "withheld pictures": log.drawn or "from the log",
-        "owner's model": owned or "not given",
+        "owner's model": _from_its_folder(audit, audit.owned.model or "not given"),
     }
     given |= {name: version(name) for name in ("trainprove_nb", "torch", "diffusers")}
     given["machine"] = (
