@@ -328,6 +328,7 @@ def test_outputs_are_shipped_unless_they_are_of_other_code(copy, tmp_path):
         },
     ]
     source, last["source"] = last["source"], ["1 + 1"]
+    nb["metadata"]["papermill"] = {"end_time": "2026-01-01T00:00:00"}
     (drawn / "claims.ipynb").write_text(json.dumps(nb))
     done = run("tools/ship.py", str(tmp_path / "drawn"), "claims", cwd=copy)
     assert (
@@ -336,7 +337,11 @@ def test_outputs_are_shipped_unless_they_are_of_other_code(copy, tmp_path):
         and last["id"] in done.stderr
         and notebook.read_bytes() == before
     )
-    last["source"] = source
+    last["source"], nb["metadata"]["papermill"] = source, {"end_time": None}
+    (drawn / "claims.ipynb").write_text(json.dumps(nb))
+    done = run("tools/ship.py", str(tmp_path / "drawn"), "claims", cwd=copy)
+    assert done.returncode == 1 and "is not finished" in done.stderr
+    nb["metadata"]["papermill"]["end_time"] = "2026-01-01T00:00:00"
     (drawn / "claims.ipynb").write_text(json.dumps(nb))
     done = run("tools/ship.py", str(tmp_path / "drawn"), "claims", cwd=copy)
     assert done.returncode == 0, done.stderr

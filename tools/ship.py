@@ -24,7 +24,10 @@ def notebooks():
 
 def show(executed, notebook):
     "Put the outputs of an executed notebook into the one that it is of; text may have changed since, code may not."
-    ran = {c.id: c for c in nbformat.read(executed, 4).cells if c.cell_type == "code"}
+    run = nbformat.read(executed, 4)
+    if not run.metadata.get("papermill", {}).get("end_time"):
+        sys.exit(f"{executed} is not finished: wait for its run, or begin it again.")
+    ran = {c.id: c for c in run.cells if c.cell_type == "code"}
     nb = nbformat.read(notebook, 4)
     code = [c for c in nb.cells if c.cell_type == "code"]
     for c in code:

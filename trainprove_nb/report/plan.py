@@ -205,4 +205,5 @@ def left_files(
 ) -> list:  # names
     "Figures and numbers in a folder."
     endings = (".png", ".svg", ".csv", ".json")
-    return sorted(p.name for p in Path(out).iterdir() if p.suffix in endings)
+    files = [p.name for p in Path(out).iterdir() if p.suffix in endings]
+    return sorted(name for name in files if name != "run.json")  # of a run before this one
