@@ -103,7 +103,9 @@ def test_every_test_of_the_table_has_a_promise_and_a_cost():
     names = [re.findall(r'^    "([\w ]+)":', text, re.M) for text in (costs, found)]
     assert names[0] == names[1] and len(names[0]) == 8
     promises = [row for row in prose("which_test").splitlines() if re.match(r"\| [a-z].*\*\*", row)]
-    assert len(promises) == 9
+    assert (
+        len(promises) == 10
+    )  # redrawn logs, and logs before classifiers, have their costs elsewhere
 
 
 # Readings

@@ -75,7 +75,7 @@ OTHERS = {
     "release_classifiers": {
         "rhos": ([0], "rhos has 0", "above 0"),
         "accounts": (True, "accounts = True", "whole number"),
-        "pictures": (81, "pictures = 81", "there are 80", "pool"),
+        "pictures": (81, "pictures = 81", "there are 6 real", "pool"),
         "epochs": (0, "epochs = 0", "whole number"),
         "m": (0, "m = 0", "whole number"),
     },

@@ -360,7 +360,9 @@ def test_a_record_stays_where_the_numbers_are_the_same(copy, tmp_path):
     "What was only drawn again was not measured again: the record is of the run that measured."
     kept, drawn = copy / "nbs/experiments/results/claims", tmp_path / "drawn/claims"
     shutil.copytree(kept, drawn)
-    shutil.copy(copy / "nbs/experiments/claims.ipynb", drawn)
+    nb = json.loads((copy / "nbs/experiments/claims.ipynb").read_text(encoding="utf-8"))
+    nb["metadata"]["papermill"] = {"end_time": "2026-01-01T00:00:00"}
+    (drawn / "claims.ipynb").write_text(json.dumps(nb))
     before = (kept / "run.json").read_bytes()
     (drawn / "run.json").write_text('{"seconds": 1}')
     for name in ("claims.json", "claims.csv"):
