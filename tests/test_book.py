@@ -14,6 +14,8 @@ from IPython.lib.pretty import pretty
 
 from trainprove_nb.cli import experiments
 from trainprove_nb.lab.generator_scales import generator_scale
+from trainprove_nb.report.laundered import lost
+from trainprove_nb.report.results import read_results, shipped_results
 
 PAGES = ("which_test", "readings", "faq", "stable_diffusion")  # cheap enough to be run here
 
@@ -106,6 +108,15 @@ def test_every_test_of_the_table_has_a_promise_and_a_cost():
     assert (
         len(promises) == 10
     )  # redrawn logs, and logs before classifiers, have their costs elsewhere
+
+
+def test_washing_both_sides_brings_back_what_the_faq_says():
+    table = read_results(shipped_results("laundering"), "laundering")[1][""]
+    assert "that brought back JPEG and half size, and crops never" in prose("faq")
+    washed = table[table.access == "open weights, washed"]
+    assert set(washed.way) == {"JPEG", "half size", "crops"}
+    assert lost(table, "open weights, washed", 1.0) == ["crops"]
+    assert {"JPEG", "crops"} <= set(lost(table, "open weights", 1.0))
 
 
 # Readings
