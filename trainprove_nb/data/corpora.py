@@ -9,6 +9,7 @@ __all__ = ['SPLITS', 'CORPORA', 'VISIBLE', 'named', 'check_classes', 'corpus']
 import random
 import re
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from datasets import (
@@ -40,14 +41,19 @@ VISIBLE = {"avatars": avatar_visible, "emoji": scene_visible}
 
 # %% ../../nbs/data/corpora.ipynb #67fc8b8a
 @lru_cache(None)
+def _drawn(name: str) -> tuple:
+    "What was drawn of a corpus' sequence so far, by what is to be seen; and what draws on."
+    return {}, random.Random(name)
+
+# %% ../../nbs/data/corpora.ipynb #0814f578
 def _specs(name: str, stop: int) -> list:
     "The first `stop` specs of a corpus' sequence, no picture twice."
     draw_spec, visible = CORPORA[name][0], VISIBLE[name]
-    rng, seen = random.Random(name), {}
+    seen, rng = _drawn(name)
     while len(seen) < stop:
         spec = draw_spec(rng)
         seen.setdefault(visible(spec), spec)
-    return list(seen.values())
+    return list(islice(seen.values(), stop))
 
 # %% ../../nbs/data/corpora.ipynb #da1c295d
 def _longest(

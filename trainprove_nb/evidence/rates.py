@@ -85,7 +85,7 @@ def mean_interval(
     n, mean = len(values), float(values.mean())
     if n < 2:
         return Rate(mean, float("nan"), float("nan"), (n,))
-    half = float(stats.t.ppf((1 + level) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n))
+    half = float(special.stdtrit(n - 1, (1 + level) / 2) * values.std(ddof=1) / np.sqrt(n))
     return Rate(mean, mean - half, mean + half, (n,))
 
 # %% ../../nbs/evidence/rates.ipynb #529d95e7
@@ -101,7 +101,7 @@ def auc_interval(
     level: float = 0.95,  # confidence
 ) -> Rate:
     "The mean of AUCs, and which true ones could well have given it (Newcombe 2006, method 5)."
-    value, z = float(np.mean(areas)), stats.norm.ppf((1 + level) / 2)
+    value, z = float(np.mean(areas)), special.ndtri((1 + level) / 2)
 
     def gap(t):
         variance = sum(_auc_variance(t, m, n) for m, n in sizes) / len(sizes) ** 2

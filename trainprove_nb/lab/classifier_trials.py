@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SUSPECT_KINDS', 'one_way_each', 'neighbours', 'classifier_trials', 'classifier_stages', 'build_classifier_trials',
            'validation_order', 'class_answers', 'cases', 'paper_verdicts', 'origin_verdicts', 'paired_verdicts',
-           'attribution_verdicts', 'constant_verdicts', 'quality', 'quality_table']
+           'attribution_verdicts', 'constant_verdicts', 'f1_rate', 'quality', 'quality_table']
 
 # %% ../../nbs/lab/classifier_trials.ipynb #5c3f59cd
 from itertools import product
@@ -409,7 +409,11 @@ def _share(hit, among, suspects):
     return Rate(value, *proportion_interval(value * n, n), (n,))
 
 # %% ../../nbs/lab/classifier_trials.ipynb #9822ef40
-def _f1(guilty, accused, suspects):
+def f1_rate(
+    guilty,  # bool (n,)
+    accused,  # bool (n,)
+    suspects,  # (n,): whose verdict each is
+) -> Rate:
     "F1, with an interval from 500 bootstrap samples of the suspects; none where it never varies."
     codes, names = pd.factorize(suspects)
     n = len(names)
@@ -452,7 +456,7 @@ def quality(
     suspects, everyone = table.suspect.to_numpy(), np.full(len(table), True)
     return {
         "accuracy": _share(guilty == accused, everyone, suspects),
-        "F1": _f1(guilty, accused, suspects),
+        "F1": f1_rate(guilty, accused, suspects),
         "AUC": _auc(table),
         "power": _share(accused, guilty, suspects),
         "false accusations": _share(accused, ~guilty, suspects),

