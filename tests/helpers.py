@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
 from PIL import Image
@@ -201,20 +202,23 @@ def run_as_nbdev(root, path):
 
 
 def play(path, cwd, parameters):
-    "Run a notebook's cells in this process, its parameters set as papermill sets them."
+    "Run a notebook's cells in this process, its parameters set as papermill sets them, and leave it in the folder."
     from execnb.shell import CaptureShell
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
     os.chdir(cwd)
+    pd.set_option("display.width", 80, "display.max_columns", 20)  # as pandas does in Jupyter
     shell = CaptureShell(cwd)
     kernel = {"kernel_name": "python3", "language": "python"}
     notebook = parameterize_notebook(load_notebook_node(path), parameters, **kernel)
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            shell.run(cell.source)
+            found = shell.run(cell.source)
             if shell.exc:
                 raise shell.exc
+            cell.outputs = [nbformat.from_dict(output) for output in found]
+    nbformat.write(notebook, Path(cwd) / Path(path).name)
 
 
 def played(path, cwd, **parameters):
