@@ -152,6 +152,7 @@ SOURCE = ["-y", "sources: [mini-v1-avatars]"]  # one of the six, to be short
 
 EXPERIMENTS = {
     "fig7": ["fig7.png", "fig7_calibrated.svg", "fig7.csv"],
+    "fair": ["fair.png", "fair_looks.svg", "fair_looks.csv", "fair_numbers.csv"],
     "hard": ["innocents.png", "base.svg", "overlap.png", "leak.png", "length.png", "hard.csv"],
     "release": ["release.png", "release_innocence.svg", "release.csv", "release_redrawn.csv"],
     "table1": ["table1.png", "table1.csv"],

@@ -27,6 +27,7 @@ from .report.results import notebooks_folder, shipped_results
 ORDER = (
     "fig6",
     "fig7",
+    "fair",
     "hard",
     "release",
     "laundering",

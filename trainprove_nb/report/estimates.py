@@ -31,6 +31,7 @@ from trainprove_nb.report import (
     batches,
     classifier_audit,
     classifier_results,
+    fair,
     generator_audit,
     hard_cases,
     instance,
@@ -83,6 +84,7 @@ EXPERIMENTS = {  # name -> (plan(asked, lab, out), what is done with the plan)
         partial(plan_experiment, "fig7", checks=instance.FIGURE7_CHECKS),
         [instance.measure_figure7],
     ),
+    "fair": (fair.plan_fair, [fair.measure_fair]),
     "hard": (
         partial(plan_experiment, "hard", checks=hard_cases.HARD_CHECKS),
         [hard_cases.measure_hard_cases],
