@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAIR_SOURCES', 'SUSPECTS', 'PLANNED', 'WRITTEN', 'FAIR_CHECKS', 'fair_knobs', 'Planned', 'fair_claims',
-           'planned_chances', 'plan_fair', 'measure_fair', 'against_plan', 'fair_sentences']
+           'planned_chances', 'plan_fair', 'measure_ladder', 'measure_fair', 'against_plan', 'fair_sentences']
 
 # %% ../../nbs/report/fair.ipynb #68a55472
 from collections.abc import Callable
@@ -246,22 +246,31 @@ def plan_fair(
     knobs = fair_knobs(asked["scale"], asked["knobs"])
     return plan_experiment("fair", {**asked, "knobs": knobs}, lab, out, redraw, FAIR_CHECKS)
 
-# %% ../../nbs/report/fair.ipynb #d5bca084
+# %% ../../nbs/report/fair.ipynb #e2803503
+def measure_ladder(
+    plan: Plan,  # of `plan_fair`
+    jobs: int = 1,  # workers
+    backend: str = "loky",  # a joblib backend
+) -> pd.DataFrame:  # rows of `measure_conf`, and `looks`
+    "Conf of models that are never judged, by how long they were trained."
+    p = plan.parameters
+    how = p["sources"], tuple(p["rungs"]), p["N"], jobs, backend
+    return measure_looks(plan.lab, plan.recipes.scale, *how)
+
+# %% ../../nbs/report/fair.ipynb #d2dce3ea
 def measure_fair(
     plan: Plan,  # of `plan_fair`
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> dict:  # tables: "", `models`, `looks` (the ladder), `numbers` (several N)
-    "The ladder, then Figure 6's models, and conf with more keys and fewer."
+) -> dict:  # tables: "", `models`, `numbers` (several N)
+    "Figure 6's models, and conf with more keys and fewer."
     p, lab = plan.parameters, (plan.lab, plan.recipes)
-    rungs = tuple(p["rungs"])
-    looks = measure_looks(plan.lab, plan.recipes.scale, p["sources"], rungs, p["N"], jobs)
     tables = measure_figure6(plan, jobs, backend)
     how = p["Ns"], p["delta0"], p["fpr"], p["metric"], ["detection"]
     numbers = [measure_conf(*lab, x, *how) for x in plan.sources]
-    return {**tables, "looks": looks, "numbers": pd.concat(numbers, ignore_index=True)}
+    return {**tables, "numbers": pd.concat(numbers, ignore_index=True)}
 
-# %% ../../nbs/report/fair.ipynb #adc47234
+# %% ../../nbs/report/fair.ipynb #ec637199
 def against_plan(
     claims: pd.DataFrame,  # of `ledger`
 ) -> list:  # differences in words; [] where there is none
@@ -275,7 +284,7 @@ def against_plan(
     told += [f"judged otherwise: {c[1]}" for c in both if planned[c] != judged[c]]
     return sorted(told)
 
-# %% ../../nbs/report/fair.ipynb #fd6ec3ad
+# %% ../../nbs/report/fair.ipynb #2a7bfd17
 def fair_sentences(
     claims: pd.DataFrame,  # of `ledger`
     parameters: dict,  # of the run

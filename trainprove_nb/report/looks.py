@@ -65,16 +65,17 @@ def _measure_rung(
     sources: list,  # of `Source`
     N: int = 30,  # keys
     jobs: int = 1,  # workers
+    backend: str = "loky",  # a joblib backend
 ) -> pd.DataFrame:  # rows of `measure_conf`
     "Train one rung's models, ask them, and measure conf."
     tried = {x: ladder_trials(recipes, x) for x in sources}
     wanted = [r for trials in tried.values() for r in needed(trials)]
-    for _ in build_generator_trials(lab, recipes, sources, wanted, STRATEGIES, jobs, logs=0):
+    for _ in build_generator_trials(lab, recipes, sources, wanted, STRATEGIES, jobs, backend, 0):
         pass
     how = dict(N=N, strategies=STRATEGIES)
     return pd.concat([measure_conf(lab, recipes, x, tried=tried[x], **how) for x in sources])
 
-# %% ../../nbs/report/looks.ipynb #942d5ae5
+# %% ../../nbs/report/looks.ipynb #a02f9423
 def measure_looks(
     lab: Lab,
     scale: GeneratorScale,
@@ -82,12 +83,13 @@ def measure_looks(
     rungs: tuple = RUNGS,
     N: int = 30,  # keys
     jobs: int = 1,  # workers
+    backend: str = "loky",  # a joblib backend
 ) -> pd.DataFrame:  # rows of `measure_conf`, and `looks`
     "Conf of models that are never judged, by how long they were trained."
     tables = []
     for looks in rungs:
         recipes = GeneratorRecipes(at_looks(scale, looks))
-        rung = _measure_rung(lab, recipes, recipes.sources(names), N, jobs)
+        rung = _measure_rung(lab, recipes, recipes.sources(names), N, jobs, backend)
         tables.append(rung.assign(looks=looks))
     return pd.concat(tables, ignore_index=True)
 
