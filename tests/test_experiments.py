@@ -50,6 +50,11 @@ OTHERS = {
         "Ns": ([5, 11], "N = 11", "ask for"),
         "strategies": (["watermark"], "'watermark'", "choose"),
     },
+    "fair": {
+        "rungs": ([], "rungs", "above 0"),
+        "Ns": ([5, 11], "N = 11", "ask for"),
+        "sources": (["mini-v3"], "'mini-v3'", "choose"),
+    },
     "hard": {
         "overlaps": ([2], "rho = 2", "give"),
         "lengths": ([0.1], "lengths", "less than one"),
