@@ -31,7 +31,13 @@ setup(
     package_data={
         name: ["py.typed", "audit/*.jinja", *WEIGHTS],
         **{
-            package: ["*.ipynb", "results/*/*.csv", "results/*/*.json", "results/*/*.png"]
+            package: [
+                "*.ipynb",
+                "results/*/*.csv",
+                "results/*/*.json",
+                "results/*/*.png",
+                "reports/*/*.json",
+            ]
             for package in NOTEBOOKS
         },
     },

@@ -43,6 +43,7 @@ MODULES = [
 ]
 # They show what others export
 SHOWING = ("evidence/breaches", "tour", "which_test", "readings", "faq", "stable_diffusion")
+SHOWING += ("audit/reports",)
 MODULES += [f"nbs/{name}.ipynb" for name in SHOWING]
 
 
