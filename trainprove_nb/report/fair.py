@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['FAIR_SOURCES', 'SUSPECTS', 'PLANNED', 'WRITTEN', 'FAIR_CHECKS', 'fair_knobs', 'Planned', 'fair_claims',
-           'planned_chances', 'plan_fair', 'measure_ladder', 'measure_fair', 'against_plan', 'fair_sentences']
+           'planned_chances', 'plan_fair', 'measure_ladder', 'measure_fair', 'against_plan', 'fair_sentences',
+           'fair_ledger']
 
 # %% ../../nbs/report/fair.ipynb #68a55472
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -298,3 +300,13 @@ def fair_sentences(
         for c in claims.itertuples()
     ]
     return came_out(parameters, points)
+
+# %% ../../nbs/report/fair.ipynb #2f3f188b
+def fair_ledger(
+    folder: str | Path,  # that holds a folder for each experiment
+) -> pd.DataFrame | None:  # None where the experiment has not been run
+    "What this experiment said of the claims."
+    if not (Path(folder) / "fair" / "fair.json").is_file():
+        return None
+    _, _, numbers = read_results(f"{folder}/fair", "fair")
+    return pd.DataFrame(numbers["claims"])
