@@ -150,7 +150,7 @@ VALUES = [  # key, value as YAML, advice
     ("out", "1", "= 1: give a text"),
     ("out", "", "nothing is given: give a text, or leave the line out"),
     ("test.level", "", "nothing is given: give a number between 0 and 0.5, or leave the line out"),
-    ("test", "3", "= 3: give a mapping with level, answers, questions, draws"),
+    ("test", "3", "= 3: give a mapping with level, answers, questions, price, draws"),
     ("control", "[1, 0.3]", "= a list of 2: give a mapping with rhos"),
     ("lab", "", "nothing is given: give a mapping with folder"),
 ]

@@ -400,6 +400,10 @@ def test_a_check_says_what_will_be_done(tmp_path):
     assert "each of 12 pictures" in told
     told = " ".join(outlook(read_audit(file, {"suspect.access": "prompts", "control.rhos": "[]"})))
     assert "15 prompts" in told and "cannot decide" in told
+    assert "Time: about" in told and "Cost:" not in told
+    paid = {"suspect.access": "prompts", "test.price": "0.5", "test.questions": "7"}
+    told = " ".join(outlook(read_audit(file, paid)))
+    assert "6 questions at 0.5 each, 3.00 in all" in told
     file.write_text("suspect: {model: mini-v2}\n")
     assert "no guarantee" in " ".join(outlook(read_audit(file)))
 

@@ -318,6 +318,7 @@ class TestSettings(_Section):
     level: float = _key("accusations of innocents that are allowed", 0.05, gt=0, lt=0.5)
     answers: int = _key("answers to each prompt, with access by prompts", 5, ge=1, le=100)
     questions: int = _key("budget: more are never asked", 1500, ge=1, le=10_000_000)
+    price: float = _key("of one question, in any currency; 0: nothing", 0.0, ge=0, le=10_000)
     draws: int = _key("shuffles", 9999, ge=99, le=10_000_000)
 
 # %% ../../nbs/audit/file.ipynb #06204203

@@ -22,6 +22,7 @@ from trainprove_nb.lab.costs import (
     pictures_of,
     seconds_for,
     setting,
+    told_hours,
     work,
 )
 from ..lab.engine import Lab
@@ -324,7 +325,7 @@ def counts(self: Estimate) -> list:  # of texts
     for kind, row in self.table.iterrows():
         line = f"{kind}: {row.missing:,} missing of {row.needed:,}"
         if row.missing:
-            line += f" ({row.units:,} × {UNITS[row.unit]}; {_told_hours(row.hours)})"
+            line += f" ({row.units:,} × {UNITS[row.unit]}; {told_hours(row.hours)})"
         told.append(line)
     return told
 
@@ -339,7 +340,7 @@ def sentences(self: Estimate) -> list:  # of texts
     share = t.measured.sum() / t.hours.sum()
     return [
         *told,
-        f"Time: {_told_hours(self.hours)} with {self.jobs} worker{'s' * (self.jobs > 1)}.",
+        f"Time: {told_hours(self.hours)} with {self.jobs} worker{'s' * (self.jobs > 1)}.",
         f"Memory: about {self.memory:,.3g} GB in all; disk: up to {_told_bytes(self.gigabytes)}.",
         f"{share:.0%} of the time is from this lab's own log. The rest is assumed "
         f"({self.assumed.origin}): {self._assumptions()}.",
@@ -351,14 +352,6 @@ def _assumptions(self: Estimate):
     "The numbers that the estimate rests on where nothing was measured, by name."
     units = self.table[self.table.missing > 0].unit.unique()
     return ", ".join(f"{unit} {self.assumed.seconds[unit]:g} s" for unit in units)
-
-# %% ../../nbs/report/estimates.ipynb #4617515c
-def _told_hours(hours):
-    "A time as people say it."
-    for limit, size, name in ((1 / 60, 1 / 3600, "s"), (2, 1 / 60, "min"), (72, 1, "h")):
-        if hours < limit:
-            return f"about {hours / size:,.0f} {name}"
-    return f"about {hours:,.0f} h ({hours / 24:,.0f} days)"
 
 # %% ../../nbs/report/estimates.ipynb #565df25b
 def _told_bytes(gigabytes):
