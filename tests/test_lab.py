@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import io
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from helpers import ROOT, full, image, pictures, refused
 
 from trainprove_nb.data import pairs as pair_sets
-from trainprove_nb.lab import makers
+from trainprove_nb.lab import engine, makers
 from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
@@ -348,3 +349,21 @@ def test_unknown_corpus_stops_at_the_data(tmp_path):
         error=RuntimeError,
     )
     assert lab.store.has(recipes.train(recipes.sources(["mini-v1-emoji"])[0]))
+
+
+# What is left
+
+
+@pytest.mark.parametrize("jobs", [1, 4])
+def test_what_is_left_begins_as_expected_and_follows_what_is_seen(jobs):
+    bar = engine._Bar(total=3600, file=io.StringIO(), bar_format="{remaining_s}")
+    bar.jobs = jobs
+
+    def left(done, seconds):
+        bar.n, bar.start_t = done, bar._time() - seconds
+        return (3600 - done) / bar.format_dict["rate"]
+
+    assert left(0, 0) == pytest.approx(3600 / jobs, rel=0.02)
+    assert left(1, 35) < 2 * 3600  # a slow start; by proportion these would be 35 hours
+    assert left(1800, 3600) == pytest.approx(3600, rel=0.05)
+    bar.close()

@@ -195,7 +195,7 @@ def build_stages(
     its stage; at the end of it RuntimeError tells how many failed, and the first reason. Raises
     what `check_backend` raises."""
     todo = {path: r for stage in stages.values() for path, r in self._missing(stage).items()}
-    bar = _Progress(todo.values(), self.times.rates(), progress)
+    bar = _Progress(todo.values(), self.times.rates(), progress, jobs)
     # a cluster is looked for when there is something to do
     with workers(jobs, backend) if todo else nullcontext(in_a_row) as run, bar:
         for label, recipes in stages.items():
@@ -244,17 +244,33 @@ def _unseen(self: Lab, recipe):
         "one folder under that path (on NFS, mount it with lookupcache=positive)"
     )
 
+# %% ../../nbs/lab/engine.ipynb #e4fec712
+_TRUST = 60  # seconds that what was expected counts for
+
+# %% ../../nbs/lab/engine.ipynb #35694897
+class _Bar(tqdm):
+    "A bar whose rate, in expected seconds a second, begins as the number of workers."
+
+    jobs = 1
+
+    @property
+    def format_dict(self):
+        told = super().format_dict
+        expected = told["n"] - (told["initial"] or 0) + _TRUST
+        return told | {"rate": expected / (told["elapsed"] + _TRUST / self.jobs)}
+
 # %% ../../nbs/lab/engine.ipynb #1b9ff157
 class _Progress:
     "One bar over all stages, filled by the time that each artifact is expected to take."
 
-    def __init__(self, recipes, rates, shown):
+    def __init__(self, recipes, rates, shown, jobs=1):
         self.costs = {recipe_name(r): self._cost(r, rates) for r in recipes}
         self.made, self.label = 0, ""
         looks = "{desc} {percentage:3.0f}%|{bar}| {elapsed}, about {remaining} left"
         shown = shown and bool(self.costs)
         total = sum(self.costs.values())
-        self.bar = tqdm(total=total, bar_format=looks, disable=not shown, smoothing=0.05)
+        self.bar = _Bar(total=total, bar_format=looks, disable=not shown)
+        self.bar.jobs = jobs
 
     @staticmethod
     def _cost(recipe, rates):
