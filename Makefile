@@ -11,7 +11,7 @@ export PYTHONDONTWRITEBYTECODE :=
 define HELP
 trainprove_nb: was a generative model trained on another model's images?
 
-  make audit      make two cases of which the truth is known, audit both, and write their reports
+  make audit      make four cases of which the truth is known, audit them, and write their reports
   make figures    run the experiment notebooks and draw their figures
   make test       check the code with ruff, then run the tests, JOBS files at a time
   make lint       check the code with ruff
@@ -53,6 +53,8 @@ figures: venv
 
 audit: venv
 	.venv/bin/trainprove audit demo --jobs '$(JOBS)' $(if $(LAB),--lab '$(LAB)')
+	.venv/bin/trainprove audit demo --kind classifier --folder audit-demo/classifiers \
+	  --jobs '$(JOBS)' $(if $(LAB),--lab '$(LAB)')
 
 lint: venv
 	@.venv/bin/ruff check --quiet

@@ -10,10 +10,10 @@ from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.generator_trials import generator_trials
 from trainprove_nb.report import fair, looks
-from trainprove_nb.report.attribution_claims import dose_of_conf
+from trainprove_nb.report.doses import KEYS, SUSPECT, generator_doses, unlike
 from trainprove_nb.report.results import shipped_results
 
-MINI = {"scale": "mini", "knobs": fair.fair_knobs("mini")}
+MINI = {"scale": "mini", "knobs": fair.fair_knobs("mini"), "N": 30}
 SMOKE = {"scale": "smoke", "knobs": {}, "sources": ["mini-v1-avatars"], "N": None, "Ns": None}
 SMOKE |= {"strategies": ["detection"], "delta0": 0.15, "fpr": 0.05, "metric": "rms"}
 
@@ -23,8 +23,8 @@ SMOKE |= {"strategies": ["detection"], "delta0": 0.15, "fpr": 0.05, "metric": "r
 
 @pytest.mark.parametrize("N", [20, 30, 50, 100])
 def test_at_these_doses_the_papers_numbers_can_be_compared(N):
-    assert dose_of_conf(MINI, N) == ""
-    assert "looks of the source" in dose_of_conf({"scale": "mini", "knobs": {}}, N)
+    assert unlike(generator_doses(MINI, N), [KEYS, SUSPECT]) == ""
+    assert "keys" in unlike(generator_doses({**MINI, "knobs": {}}, N), [KEYS, SUSPECT])
 
 
 def test_knobs_that_are_given_count():
@@ -106,6 +106,7 @@ def numbered(confs):
 FIG6 = measured(
     {"detection": [0.9, 0.8, 0.95], "generation": [0.5, 0.4, 0.6], "random": [0.3, 0.2, 0.25]}
 )
+KNOWN = pd.DataFrame({"source": ["s", "s"], "strategy": "detection", "own_conf": [0.1, 0.95]})
 NUMBERS = numbered({20: [0.9, 0.8, 0.9], 30: [0.8, 0.7, 0.85], 50: [0.7, 0.6, 0.7]})
 
 
@@ -115,7 +116,7 @@ def claim(table, words):
 
 
 def test_suspects_are_compared_with_themselves():
-    row = claim(fair.fair_claims(FIG6, NUMBERS, MINI), "(Strategy 1)")
+    row = claim(fair.fair_claims(FIG6, NUMBERS, KNOWN, MINI), "(Strategy 1)")
     gains = np.array([0.6, 0.6, 0.7])
     low, _ = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
     assert row.here == pytest.approx(gains.mean()) and row.low == pytest.approx(low)
@@ -126,25 +127,31 @@ def test_the_worst_point_counts():
     worse = FIG6.copy()
     at = (worse.strategy == "detection") & (worse.rho == 1.0)
     worse.loc[at, "conf_calibrated"] = [0.1, 0.15, 0.05]
-    row = claim(fair.fair_claims(worse, NUMBERS, MINI), "(Strategy 1)")
+    row = claim(fair.fair_claims(worse, NUMBERS, KNOWN, MINI), "(Strategy 1)")
     assert row.here == pytest.approx(-0.15) and row.verdict == "not reproduced"
 
 
 def test_how_many_keys_are_asked_changes_conf_of_the_same_suspect():
-    row = claim(fair.fair_claims(FIG6, NUMBERS, MINI), "N = 20")
+    row = claim(fair.fair_claims(FIG6, NUMBERS, KNOWN, MINI), "N = 20")
     assert row.here == pytest.approx(-np.mean([0.1, 0.1, 0.05])) and row.verdict == "not reproduced"
-    row = claim(fair.fair_claims(FIG6, NUMBERS, MINI), "N = 50")
+    row = claim(fair.fair_claims(FIG6, NUMBERS, KNOWN, MINI), "N = 50")
     assert row.here == pytest.approx(np.mean([0.1, 0.1, 0.15])) and row.bar == "< 0.05"
 
 
 def test_at_other_doses_nothing_is_judged():
-    table = fair.fair_claims(FIG6, NUMBERS, {"scale": "mini", "knobs": {}})
+    table = fair.fair_claims(FIG6, NUMBERS, KNOWN, {**MINI, "knobs": {}})
     assert set(table.verdict) == {"not comparable"}
+
+
+def test_no_suspect_can_know_more_than_its_source():
+    table = fair.fair_claims(FIG6, NUMBERS, KNOWN[:1], MINI)
+    assert claim(table, "above .6").verdict == claim(table, "(Strategy 1)").verdict
+    assert claim(table, "above .6").verdict == "no chance here"
 
 
 def test_claims_that_were_not_planned_are_told():
     full = pd.concat([NUMBERS, numbered({100: [0.6, 0.5, 0.6]})])
-    table = fair.fair_claims(FIG6, full, MINI)
+    table = fair.fair_claims(FIG6, full, KNOWN, MINI)
     assert fair.against_plan(table) == []
     changed = table.assign(bar=table.bar.replace("> 0.6", "> 0.4"))
     assert [d.split(":")[0] for d in fair.against_plan(changed)] == ["judged otherwise"]

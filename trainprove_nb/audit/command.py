@@ -14,7 +14,7 @@ from pathlib import Path
 import click
 import pandas as pd
 
-from .demo import write_demo
+from .demo import write_classifier_demo, write_demo
 from .file import AuditFile, AuditFileError, check_file, new_audit, read_audit
 from .log_audit import service_answers
 from .outlook import outlook
@@ -243,10 +243,18 @@ def _drop(folder: Path) -> None:
 )
 @click.option("--scale", default="mini", show_default=True, type=click.Choice(["smoke", "mini"]))
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Workers.")
+@click.option(
+    "--kind",
+    default="generator",
+    show_default=True,
+    type=click.Choice(["generator", "classifier"]),
+    help="Of model that is suspected.",
+)
 @click.pass_context
-def demo(ctx, folder, lab, scale, jobs):
+def demo(ctx, folder, lab, scale, jobs, kind):
     "Make two cases of which the truth is known, and audit both."
-    for who, file in write_demo(folder, lab, scale, jobs).items():
+    write = {"generator": write_demo, "classifier": write_classifier_demo}[kind]
+    for who, file in write(folder, lab, scale, jobs).items():
         click.echo(f"\n{who}: trainprove audit run {file}")
         try:
             ctx.invoke(run, file=file, settings={})

@@ -992,6 +992,9 @@ def _check_models(audit: AuditFile) -> Iterator:  # (key, advice)
     "Models that are not there."
     models = {"owned.model": audit.owned.model, "control.base": audit.control.base}
     models |= {"suspect.base": audit.suspect.base}
+    if audit.suspect.kind == "classifier" and (base := models.pop("suspect.base")):
+        if problem := _problem(partial(_classifier_opens, base)):
+            yield "suspect.base", problem
     for key, model in models.items():
         if model is None:
             continue
@@ -1111,9 +1114,8 @@ def _opens(suspect: Suspect) -> None:
         check_recipe(recipe, _with_sides({**recipe.options, **suspect.settings}))
 
 # %% ../../nbs/audit/file.ipynb #6a17c21e
-def _classifier_opens(suspect: Suspect) -> None:
+def _classifier_opens(given: str) -> None:
     "Raise what is wrong with a classifier, without loading it."
-    given = suspect.model
     if classifier_kind(given) is HTTPClassifier:
         service_origin(given)
     elif not given.startswith("hub:") and not os.path.exists(given):
@@ -1150,8 +1152,9 @@ def _check_suspect(audit: AuditFile) -> Iterator:  # (key, advice)
     if suspect.adapter is not None:
         opens, key = partial(suspect_function, audit), "suspect.adapter"
     else:
-        opener = _opens if suspect.kind == "generator" else _classifier_opens
-        opens, key = partial(opener, suspect), "suspect.model"
+        opens, key = partial(_opens, suspect), "suspect.model"
+        if suspect.kind == "classifier":
+            opens = partial(_classifier_opens, suspect.model)
     if problem := _problem(opens):
         yield key, problem
         return

@@ -85,7 +85,7 @@ EXPERIMENTS = {  # name -> (plan(asked, lab, out), what is done with the plan)
         partial(plan_experiment, "fig7", checks=instance.FIGURE7_CHECKS),
         [instance.measure_figure7],
     ),
-    "fair": (fair.plan_fair, [fair.measure_ladder, fair.measure_fair]),
+    "fair": (fair.plan_fair, [fair.measure_ladders, fair.measure_fair]),
     "hard": (
         partial(plan_experiment, "hard", checks=hard_cases.HARD_CHECKS),
         [hard_cases.measure_hard_cases],

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAIR_SOURCES', 'SUSPECTS', 'PLANNED', 'WRITTEN', 'FAIR_CHECKS', 'fair_knobs', 'Planned', 'fair_claims',
-           'planned_chances', 'plan_fair', 'measure_ladder', 'measure_fair', 'against_plan', 'fair_sentences',
+           'planned_chances', 'plan_fair', 'measure_ladders', 'measure_fair', 'against_plan', 'fair_sentences',
            'fair_ledger']
 
 # %% ../../nbs/report/fair.ipynb #68a55472
@@ -19,12 +19,12 @@ from IPython.display import Markdown
 
 from ..evidence.rates import mean_interval
 from ..lab.generator_recipes import GeneratorRecipes
-from ..lab.generator_scales import PAPER_DOSES
+from ..lab.generator_scales import FAIR_DOSES
 from ..lab.generator_trials import measure_conf
-from .attribution_claims import dose_of_conf
+from .doses import KEYS, SUSPECT, generator_doses, unlike
 from .instance import FIGURE7_CHECKS, measure_figure6
 from .ledger import Claim, judge, ledger
-from .looks import RUNGS, measure_looks
+from .looks import RUNGS, SOURCE_RUNGS, measure_looks, measure_sources
 from .plan import Plan, plan_experiment
 from .results import read_results
 from .sentences import came_out
@@ -39,8 +39,8 @@ def fair_knobs(
     scale: str,  # a key of `GENERATOR_SCALES`
     knobs: dict | None = None,  # others, which count
 ) -> dict:
-    "The first paper's doses and six suspects a point, at the scale mini; more at gpu."
-    doses = {"mini": {**PAPER_DOSES, "suspects": SUSPECTS}, "gpu": PAPER_DOSES}
+    "Doses with a chance and six suspects a point, at the scale mini; at gpu its own count."
+    doses = {"mini": {**FAIR_DOSES, "suspects": SUSPECTS}, "gpu": FAIR_DOSES}
     return {**doses.get(scale, {}), **(knobs or {})}
 
 # %% ../../nbs/report/fair.ipynb #0d5fa677
@@ -151,8 +151,8 @@ def _found(values, planned, level):
     return [folded(r) for r in rates] if planned.size else rates
 
 # %% ../../nbs/report/fair.ipynb #667cb9e7
-def _judged(planned: Planned, values: list, dose: str) -> Claim:
-    "One claim, judged in its worst point."
+def _judged(planned: Planned, values: list, dose: str, ceiling: float) -> Claim:
+    "One claim, judged in its worst point; no conf, and no gain in conf, can be above the ceiling."
     up = planned.above is not None
     found = worst(lambda level: _found(values, planned, level), min if up else max)
     spreads = tuple(float(v.std()) for v in values)
@@ -165,7 +165,7 @@ def _judged(planned: Planned, values: list, dose: str) -> Claim:
         below=planned.below,
         models=f"{suspects} suspects a point, {len(values)} points",
         note="worst point; calibrated δ0",
-        design=Means(suspects, spreads, -1.0, size=planned.size),
+        design=Means(suspects, spreads, -1.0, ceiling, planned.size),
         right=planned.right,
         differs=dose,
     )
@@ -174,17 +174,21 @@ def _judged(planned: Planned, values: list, dose: str) -> Claim:
 def fair_claims(
     fig6: pd.DataFrame,  # rows of `measure_conf`
     numbers: pd.DataFrame,  # of several N
+    sources: pd.DataFrame,  # of `measure_sources`, the judged rung last
     parameters: dict,  # of the run
 ) -> (
     pd.DataFrame
 ):  # a ledger; without claims about kinds or numbers of keys that were not asked for
     "The planned claims, by the calibrated δ0."
     tables = [t.assign(conf=t.conf_calibrated) for t in (fig6, numbers)]
-    dose, rows = dose_of_conf(parameters), []
+    judged = sources[sources.strategy == "detection"].groupby("source").tail(1)
+    ceiling = float(judged.own_conf.min())
+    dose = unlike(generator_doses(parameters, parameters["N"]), [KEYS, SUSPECT])
+    rows = []
     there = {"detection", "generation", "random"} <= set(fig6.strategy)
     for planned in PLANNED if there else ():
         if values := planned.values(*tables):
-            rows.append(_judged(planned, values, dose))
+            rows.append(_judged(planned, values, dose, ceiling))
     return ledger(rows)
 
 # %% ../../nbs/report/fair.ipynb #372947ad
@@ -248,16 +252,29 @@ def plan_fair(
     knobs = fair_knobs(asked["scale"], asked["knobs"])
     return plan_experiment("fair", {**asked, "knobs": knobs}, lab, out, redraw, FAIR_CHECKS)
 
+# %% ../../nbs/report/fair.ipynb #91acb8e8
+def _source_rungs(plan: Plan) -> tuple:
+    "Rungs of the sources' ladder, the judged one last; at scales that are no small lab's, that one alone."
+    scale, usual = plan.recipes.scale, ()
+    if plan.parameters["scale"] in ("mini", "gpu"):
+        usual = SOURCE_RUNGS
+    training = scale.source_training
+    judged = (scale.train, training["steps"] * training["batch_size"] / scale.train)
+    return (*(rung for rung in usual if rung != judged), judged)
+
 # %% ../../nbs/report/fair.ipynb #e2803503
-def measure_ladder(
+def measure_ladders(
     plan: Plan,  # of `plan_fair`
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> pd.DataFrame:  # rows of `measure_conf`, and `looks`
-    "Conf of models that are never judged, by how long they were trained."
-    p = plan.parameters
-    how = p["sources"], tuple(p["rungs"]), p["N"], jobs, backend
-    return measure_looks(plan.lab, plan.recipes.scale, *how)
+) -> dict:  # tables: `sources` (their own conf), `looks` (suspects that are never judged)
+    "What sources know of their keys, and what suspects remember, by how long they were trained."
+    names, N, rungs = (plan.parameters[k] for k in ("sources", "N", "rungs"))
+    lab, how = (plan.lab, plan.recipes.scale, names), (N, jobs, backend)
+    return {
+        "sources": measure_sources(*lab, _source_rungs(plan), *how),
+        "looks": measure_looks(*lab, tuple(rungs), *how),
+    }
 
 # %% ../../nbs/report/fair.ipynb #d2dce3ea
 def measure_fair(
@@ -294,7 +311,7 @@ def fair_sentences(
     "What came out, claim by claim."
     verdicts = claims.verdict.value_counts()
     counted = ", ".join(f"{n} {verdict}" for verdict, n in verdicts.items())
-    points = [f"**Of {len(claims)} claims** at the paper's doses: {counted}."]
+    points = [f"**Of {len(claims)} claims** at doses like the paper's: {counted}."]
     points += [
         f"*{c.claim}*: {c.here:.2f} ({c.low:.2f} to {c.high:.2f}), bar {c.bar}: **{c.verdict}**."
         for c in claims.itertuples()
@@ -309,4 +326,4 @@ def fair_ledger(
     if not (Path(folder) / "fair" / "fair.json").is_file():
         return None
     _, _, numbers = read_results(f"{folder}/fair", "fair")
-    return pd.DataFrame(numbers["claims"])
+    return pd.DataFrame(numbers["claims"]).astype(dict.fromkeys(("here", "low", "high"), float))

@@ -125,13 +125,12 @@ def _told_chances(row):
     return f"at {row.right:.3g}: yes {row.chance_yes:.2f}, open {undecided:.2f}, no {row.chance_no:.2f}"
 
 # %% ../../nbs/report/ledger.ipynb #847d798c
-AT_DOSES = "at the paper's doses"
+AT_DOSES = "at doses like the paper's"
 
 
 def beside(
     table: pd.DataFrame,  # from `ledger`
-    again: pd.DataFrame
-    | None,  # the same claims, measured at the paper's doses; None: they were not
+    again: pd.DataFrame | None,  # the same claims, measured at those doses; None: they were not
 ) -> pd.DataFrame:  # with a column more: verdict, number and interval; "" for other claims
     "Two measurements of the same claims side by side."
     if again is None:

@@ -168,7 +168,7 @@ def usual_parameters(
 # %% ../../nbs/report/plan.ipynb #2bd50c30
 TABLES = {
     "fig6": ("models",),
-    "fair": ("models", "looks", "numbers"),
+    "fair": ("models", "sources", "looks", "numbers"),
     "table1": ("accused", "instance"),
     "hard": ("models", "keys"),
     "release": ("redrawn",),
