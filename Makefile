@@ -1,6 +1,7 @@
 # What to draw, and how; set on the command line, as in `make figures SCALE=smoke`
 FIGURE := all
 SCALE  := mini
+KIND   := generator
 JOBS   := 2
 OUT    :=
 LAB    :=
@@ -11,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 define HELP
 trainprove_nb: was a generative model trained on another model's images?
 
-  make audit      make four cases of which the truth is known, audit them, and write their reports
+  make audit      make two cases of which the truth is known, audit them, and write their reports
   make figures    run the experiment notebooks and draw their figures
   make test       check the code with ruff, then run the tests, JOBS files at a time
   make lint       check the code with ruff
@@ -28,6 +29,10 @@ Each target first builds .venv if it is missing or out of date. `make figures` t
   OUT=$(OUT)           where figures go; empty is the program's own choice
   LAB=$(LAB)           where models and images are kept for next time; empty likewise
   PYTHON=$(PYTHON) which Python (3.11 or later) .venv is made with
+
+`make audit` takes JOBS, LAB and
+
+  KIND=$(KIND)     of model that is suspected; or classifier
 
 For example:  make figures FIGURE=fig6 JOBS=4 OUT=talk
 A run that was stopped goes on where it was: give the same command again.
@@ -52,9 +57,7 @@ figures: venv
 	  $(if $(OUT),--out '$(OUT)') $(if $(LAB),--lab '$(LAB)')
 
 audit: venv
-	.venv/bin/trainprove audit demo --jobs '$(JOBS)' $(if $(LAB),--lab '$(LAB)')
-	.venv/bin/trainprove audit demo --kind classifier --folder audit-demo/classifiers \
-	  --jobs '$(JOBS)' $(if $(LAB),--lab '$(LAB)')
+	.venv/bin/trainprove audit demo --kind '$(KIND)' --jobs '$(JOBS)' $(if $(LAB),--lab '$(LAB)')
 
 lint: venv
 	@.venv/bin/ruff check --quiet

@@ -294,6 +294,17 @@ def test_a_classifier_before_a_log_needs_its_classes(tmp_path, log, service):
     assert "leave it out" in " ".join(check_file(read_audit(file)))
 
 
+def test_a_classifier_is_compared_to_a_classifier(tmp_path, log, service):
+    suspect = classifier(service[0], "guilty") | {"base": str(tmp_path / "owner")}
+    file = audit_file(tmp_path / "case", log, suspect)
+    told = " ".join(check_file(read_audit(file)))
+    assert "suspect.base" in told and "there is no" in told and "diffusers" not in told
+    (tmp_path / "owner").mkdir()
+    assert "no config.json" in " ".join(check_file(read_audit(file)))
+    (tmp_path / "owner/config.json").write_text("{}")
+    assert check_file(read_audit(file)) == []
+
+
 def test_a_classifier_s_control_makes_nothing_found_mean_something(tmp_path, log, service):
     file = audit_file(tmp_path, log, classifier(service[0], "innocent"), control={"rhos": [1]})
     _, report = audited(file)

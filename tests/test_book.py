@@ -12,6 +12,7 @@ import yaml
 from helpers import NBS, NOTEBOOKS, ROOT, cells, run
 from IPython.lib.pretty import pretty
 
+from trainprove_nb.audit.demo import shipped_report
 from trainprove_nb.cli import experiments
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.report.laundered import lost
@@ -191,3 +192,39 @@ NOT_PROSE = r"\[[^]]*\]\([^)]*\)|`[^`]*`|```.*?```|image to image|text-to-image|
 def test_pages_say_pictures(page):
     said = re.sub(NOT_PROSE, "", prose(page), flags=re.S | re.I)
     assert re.findall(r"\bimages?\b", said) == []
+
+
+# Reports that were shipped
+
+CASES = [(who, kind) for kind in ("generator", "classifier") for who in ("infringing", "innocent")]
+
+
+def htmls(page):
+    "What a page shows as HTML, in its order."
+    outputs = [o for c in code(page) for o in c.outputs]
+    return ["".join(o.data["text/html"]) for o in outputs if "text/html" in o.get("data", {})]
+
+
+@pytest.mark.parametrize("who, kind", CASES)
+def test_the_infringing_are_found_and_the_innocent_not(who, kind):
+    verdict = shipped_report(who, kind).verdict
+    assert verdict.state == ("evidence" if who == "infringing" else "no evidence")
+
+
+def test_the_page_shows_the_reports_that_were_shipped():
+    assert htmls("audit/reports") == [shipped_report(*case)._repr_html_() for case in CASES]
+
+
+def test_the_log_audit_shows_the_run_of_the_first_report():
+    shown = [
+        "".join(o.data.get("text/markdown", ""))
+        for c in code("audit/audit_log")
+        for o in c.outputs
+        if "data" in o
+    ]
+    assert f"**{shipped_report('infringing').verdict.sentence}**" in shown
+
+
+def test_a_demonstration_without_reports_is_not_shipped(tmp_path):
+    done = run("tools/ship_demo.py", str(tmp_path))
+    assert done.returncode == 1 and "has no report: run make audit" in done.stderr

@@ -237,7 +237,12 @@ def _drop(folder: Path) -> None:
 
 # %% ../../nbs/audit/command.ipynb #0ec14aba
 @audit.command()
-@click.option("--folder", default="audit-demo", show_default=True, help="Where the two cases go.")
+@click.option(
+    "--folder",
+    default="audit-demo",
+    show_default=True,
+    help="Where cases go, each kind in its own.",
+)
 @click.option(
     "--lab", default="lab", show_default=True, envvar="TRAINPROVE_LAB", help="Of trained models."
 )
@@ -254,7 +259,7 @@ def _drop(folder: Path) -> None:
 def demo(ctx, folder, lab, scale, jobs, kind):
     "Make two cases of which the truth is known, and audit both."
     write = {"generator": write_demo, "classifier": write_classifier_demo}[kind]
-    for who, file in write(folder, lab, scale, jobs).items():
+    for who, file in write(f"{folder}/{kind}", lab, scale, jobs).items():
         click.echo(f"\n{who}: trainprove audit run {file}")
         try:
             ctx.invoke(run, file=file, settings={})

@@ -188,9 +188,10 @@ def write_classifier_demo(
 # %% ../../nbs/audit/demo.ipynb #c02434a8
 def shipped_report(
     who: str,  # infringing or innocent
+    kind: str = "generator",  # or "classifier"
 ) -> AuditReport:
-    "The report of one of the two cases, as `trainprove audit demo` left it."
-    return read_report(notebooks_folder("audit") / "reports" / who)
+    "The report of one of the four cases, as `make audit` left it."
+    return read_report(notebooks_folder("audit") / "reports" / f"{kind}-{who}")
 
 # %% ../../nbs/audit/demo.ipynb #050f01ba
 def stacked(

@@ -48,6 +48,7 @@ from ..lab.classifier_scales import classifier_scale
 from ..lab.generator_scales import generator_scale
 from ..lab.knobs import Number
 from ..models.bundled import BUNDLED, _is_hub_name, model_path
+from ..models.classifiers import check_classifier_folder
 from ..models.sampling import generate
 from ..report.figures import check_folder
 from ..suspects.adapters import adapter_file, named_base
@@ -1118,6 +1119,8 @@ def _classifier_opens(given: str) -> None:
     "Raise what is wrong with a classifier, without loading it."
     if classifier_kind(given) is HTTPClassifier:
         service_origin(given)
+    elif os.path.isdir(given):
+        check_classifier_folder(given)
     elif not given.startswith("hub:") and not os.path.exists(given):
         raise FileNotFoundError(
             f"there is no {given}: give a folder, an .onnx file, an address, a table of answers or "

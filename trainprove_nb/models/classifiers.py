@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ARCHITECTURES', 'LOSSES', 'NOT_WEIGHTS', 'PICKLES', 'check_architecture', 'classifier', 'train_classifier', 'logits',
-           'save_classifier', 'load_classifier']
+           'save_classifier', 'check_classifier_folder', 'load_classifier']
 
 # %% ../../nbs/models/classifiers.ipynb #113a7f3b
 import json
@@ -259,7 +259,9 @@ def _check_all_read(
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")  # endings
 
 
-def _check_folder(folder):
+def check_classifier_folder(
+    folder: str | Path,  # a transformers folder
+) -> None:
     "ValueError for a folder without a configuration, or with weights in pickles alone."
     files = sorted(Path(folder).glob("*"))
     if not (Path(folder) / "config.json").is_file():
@@ -283,7 +285,7 @@ def load_classifier(
     Raises ValueError with what is wrong, also when some weights are missing or have no place."""
     from transformers import AutoModelForImageClassification
 
-    _check_folder(folder)
+    check_classifier_folder(folder)
     how = dict(use_safetensors=True, output_loading_info=True, trust_remote_code=False)
     try:
         net, told = AutoModelForImageClassification.from_pretrained(folder, **how)
