@@ -207,24 +207,10 @@ def test_experiment_shows_both_figures(figure):
 
 
 def test_two_workers_give_the_numbers_of_one(figure, tmp_path):
-    papermill(
-        str(ROOT / "nbs/experiments/fig6.ipynb"),
-        "out.ipynb",
-        "-p",
-        "scale",
-        "smoke",
-        "-p",
-        "jobs",
-        "2",
-        "-p",
-        "backend",
-        "loky",
-        *SOURCE,
-        cwd=tmp_path,
-    )
-    assert (tmp_path / "figures/fig6/fig6.csv").read_bytes() == (
-        figure / "figures/fig6/fig6.csv"
-    ).read_bytes()
+    settings = dict(scale="smoke", jobs=2, backend="loky", sources=["mini-v1-avatars"])
+    played(NBS / "experiments/fig6.ipynb", tmp_path, **settings)
+    made = tmp_path / "figures/fig6/fig6.csv"
+    assert made.read_bytes() == (figure / "figures/fig6/fig6.csv").read_bytes()
 
 
 SHORTER = {  # what takes minutes

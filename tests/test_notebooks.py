@@ -47,6 +47,15 @@ SHOWING += ("audit/reports",)
 MODULES += [f"nbs/{name}.ipynb" for name in SHOWING]
 
 
+def works_long(path):
+    "Whether a notebook trains models, or makes what a lab makes."
+    source = "\n".join(c.source for c in cells(path) if c.cell_type == "code")
+    return re.search(r"\b(finetune|Lab|train_classifier|measure\w*|generate)\(", source) is not None
+
+
+MODULES.sort(key=works_long, reverse=True)  # so that no worker ends with a long one
+
+
 @pytest.mark.parametrize("path", [p for p in MODULES if not skipped(p)])
 def test_notebook_runs_and_leaves_nothing(checkout, tmp_path, path):
     before = files(checkout)
