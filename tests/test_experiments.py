@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import NBS, ROOT, cells, grid, papermill, pictures_of, played, refused
+from helpers import NBS, cells, grid, papermill, pictures_of, played, refused
 from scipy import stats
 
 from trainprove_nb.attribution.watermark import carriers
