@@ -23,6 +23,7 @@ from PIL import Image
 
 from trainprove_nb.audit import log_audit, log_verdict
 from trainprove_nb.audit.command import audit as command
+from trainprove_nb.audit.demo import shipped_report
 from trainprove_nb.audit.file import check_file, read_audit
 from trainprove_nb.audit.outlook import outlook
 from trainprove_nb.evidence.release_log import Recorder, read_log
@@ -361,3 +362,8 @@ def test_killed_at_any_moment(tmp_path, log, service):
     assert undated(report) == whole
     counted = Counter((q["prompt"], q["seed"]) for q in asked if "number" in q["prompt"])
     assert len(counted) == 2 * N and set(counted.values()) == {1}
+
+
+def test_a_report_names_the_classifier_that_the_suspect_is_compared_to():
+    told = {fact.name: fact.value for fact in shipped_report("innocent", "classifier").asked}
+    assert "lab/classifier/" in told["compared with"] != told["suspect"]

@@ -163,6 +163,8 @@ def open_log_audit(
     opened = LogAudit(audit, store, log, suspect, access)
     if not classifier:
         opened.reference, opened.reference_name = _reference(audit)
+    elif opened.access == "classes":
+        opened.reference_name = audit.suspect.base or ""
     _look_for_the_owner(opened)
     return opened
 
