@@ -142,7 +142,7 @@ PLANNED = (
         size=True,
     ),
 )
-WRITTEN = "2026-11-26"  # before the judged suspects were trained
+WRITTEN = "2026-11-26"  # no judged suspect had been trained
 
 # %% ../../nbs/report/fair.ipynb #0677d148
 def _found(values, planned, level):
