@@ -16,6 +16,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from datasets import Dataset
 from PIL import Image
 
@@ -127,6 +128,14 @@ def run(*args, cwd=ROOT, **env):
 def cells(path):
     "Cells of a notebook, by its path in the repository; not to be changed, for they are read once."
     return nbformat.read(ROOT / path, 4).cells
+
+
+def contents(section=None):
+    "All notebooks of the sidebar, or of one section, in their order, as paths in nbs/."
+    sidebar = yaml.safe_load((ROOT / "nbs" / "sidebar.yml").read_text())["website"]["sidebar"]
+    parts = [e if isinstance(e, dict) else {"contents": [e]} for e in sidebar["contents"]]
+    chosen = [p for p in parts if section in (None, p.get("section", "").partition(":")[0])]
+    return [path for part in chosen for path in part["contents"]]
 
 
 DRAWN = re.compile(r'data:image/png;base64,([^"\s]+)')  # a picture within a page

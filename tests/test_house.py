@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from helpers import NBS, NOTEBOOKS, ROOT, results, run
+from helpers import NBS, NOTEBOOKS, ROOT, contents, results, run
 
 PACKAGE = ROOT / "trainprove_nb"
 MODULES = {  # as in "data.pairs" -> its file
@@ -20,13 +20,6 @@ MODULES = {  # as in "data.pairs" -> its file
 }
 
 # The chapters
-
-
-def contents():
-    "All notebooks of the sidebar, in their order, as paths in nbs/."
-    found = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
-    parts = [e["contents"] if isinstance(e, dict) else [e] for e in found]
-    return [path for part in parts for path in part]
 
 
 def exported(path):

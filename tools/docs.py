@@ -27,6 +27,7 @@ QUARTO = re.compile(
     r'\{target="_blank"[^}]*\}'
 )  # attributes that nbdev gives its links to the source
 FORMULA = re.compile(r"(\$\$.+?\$\$|\$[^\s$](?:[^$]*[^\s$])?\$)", re.S)
+SUMMARY = re.compile(r'^#\| code-summary: "(.*)"', re.M)  # what stands where code is folded
 LONG = 15  # lines of code that are shown unasked; what is longer is folded
 # Its template gives pictures the text that stands for them
 EXPORTER = HTMLExporter(
@@ -64,11 +65,16 @@ def heading_text(heading) -> str:
     return heading.get_text().removesuffix("¶").strip()
 
 
-def mark_exported(nb) -> None:
-    "Tag the cells whose code is what the page is about: they stay open, however long."
+def mark_code(nb) -> list:  # of the summaries that folded cells ask for
+    "Tag the cells whose code is what the page is about, which stay open, and those that a reader opens."
+    summaries = []
     for cell in nb.cells:
         if cell.cell_type == "code" and "#| code-fold: show" in cell.source:
             cell.metadata["tags"] = ["exported"]
+        if cell.cell_type == "code" and (named := SUMMARY.search(cell.source)):
+            cell.metadata["tags"] = ["folded"]
+            summaries.append(named[1])
+    return summaries
 
 
 def drop_warnings(nb) -> None:
@@ -78,18 +84,20 @@ def drop_warnings(nb) -> None:
             cell["outputs"] = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
 
 
-def fold_code(body) -> None:
+def fold_code(body, summaries) -> None:
     "Put every cell of code into an element that opens and closes."
+    summaries = iter(summaries)
     for cell in body.select("div.code_cell > div.input"):
         code = cell.get_text().strip()
         first = code.splitlines()[0] if code else ""
-        imports = re.match(r"(from|import) ", first)
+        folded = "celltag_folded" in cell.parent["class"]
         exported = "celltag_exported" in cell.parent["class"]
+        imports = re.match(r"(from|import) ", first)
         cell.name = "details"
-        if exported or not (imports or code.count("\n") >= LONG):
+        if exported or not (folded or imports or code.count("\n") >= LONG):
             cell["open"] = ""
         summary, line = body.new_tag("summary"), body.new_tag("code", string=first)
-        summary.append(line)
+        summary.append(next(summaries) if folded else line)
         cell.insert(0, summary)
 
 
@@ -122,14 +130,14 @@ def page(path, here) -> Page:
     nb = read_nb(path)
     raw = next((c.source for c in nb.cells if c.cell_type == "raw"), "")
     nb.frontmatter_ = front = next(yaml.safe_load_all(raw), None) or {}
-    mark_exported(nb)
+    summaries = mark_code(nb)
     drop_warnings(nb)
     html, _ = EXPORTER.from_notebook_node(plain(nb))
     html = QUARTO.sub("", LINK.sub(r'href="\1\2.html', html))
     body = BeautifulSoup(html, "html.parser")
     name_anchors(body)
     set_formulas(body)
-    fold_code(body)
+    fold_code(body, summaries)
     return Page(
         file=here / front.get("output-file", f"{path.stem}.html"),
         title=front.get("title", path.stem),
