@@ -13,6 +13,7 @@ import pandas as pd
 from ..evidence.rates import Rate, mean_interval, proportion
 from ..lab.knobs import count
 from ..lab.log_trials import DRAWS, LogPlan, log_stages, measure_logs
+from ..lab.rival_trials import measure_rivals
 from .figures import panel_row
 from .plan import Plan
 from .sentences import came_out, told, where
@@ -65,17 +66,23 @@ def measure_log_power(
     plan: Plan,  # of the release experiment
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> dict:  # tables: "" (a row a suspect, log and access), `redrawn` (the same of logs that might have been)
+) -> (
+    dict
+):  # tables: "" (a row a suspect, log and access), `redrawn` (logs that might have been), `rivals`
     "Make all models, ask them, and put each before all logs of its source."
     for _ in plan.lab.build_stages(_stages_of_all(plan), jobs, backend):
         pass
     draws = shuffles(plan.parameters["scale"])
+    logs, again = _log_plan(plan), plan.parameters["redrawn"]
     found = [
-        measure_logs(plan.lab, _log_plan(plan), source, plan.parameters["redrawn"], draws)
+        (
+            *measure_logs(plan.lab, logs, source, again, draws),
+            measure_rivals(plan.lab, logs, source, draws),
+        )
         for source in plan.sources
     ]
-    real, redrawn = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))
-    return {"": real, "redrawn": redrawn}
+    tables = [pd.concat(part, ignore_index=True) for part in zip(*found, strict=True)]
+    return dict(zip(("", "redrawn", "rivals"), tables, strict=True))
 
 # %% ../../nbs/report/log_power.ipynb #6f8dbd03
 def power(

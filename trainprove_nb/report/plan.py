@@ -171,7 +171,7 @@ TABLES = {
     "fair": ("models", "sources", "looks", "numbers"),
     "table1": ("accused", "instance"),
     "hard": ("models", "keys"),
-    "release": ("redrawn",),
+    "release": ("redrawn", "rivals"),
     "laundering": ("accounts", "sizes"),
     "release_classifiers": ("redrawn",),
 }
