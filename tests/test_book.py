@@ -87,6 +87,11 @@ def test_ten_lines_are_ten_and_run(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_front_page_has_the_same_ten_lines():
+    code = ten_lines().partition("\n")[2]
+    assert f"\n```python\n{code}\n```\n" in (ROOT / "README.md").read_text()
+
+
 def test_tour_finds_the_one_and_not_the_other():
     "What the page shows is what its prose says: it was run when it was written."
     html = "".join(json.dumps(c.outputs) for c in code("tour"))

@@ -1,0 +1,124 @@
+"Others' tests before the same logs: each against a computation by hand, and the shipped table against its rows."
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+
+from trainprove_nb.evidence.matching import Differences
+from trainprove_nb.evidence.rivals import cdi_test
+from trainprove_nb.lab.rival_trials import answer_distances, conf_of_each, swapped
+from trainprove_nb.report.results import read_results, shipped_results
+from trainprove_nb.report.rivals import rank_conf, rivals_sentence, side_by_side
+
+RNG = np.random.default_rng(5)
+
+
+def test_cdi_scores_no_picture_by_what_learnt_from_it():
+    "Two folds of a log that is two halves one after the other would be seen: a memory of labels convicts nobody."
+    labels = RNG.random(60) < 0.5
+    noise = RNG.normal(
+        size=(60, 40)
+    )  # as many numbers as a classifier needs to learn 60 labels by heart
+    fitted = LogisticRegression(C=1e6).fit(noise, labels).decision_function(noise)
+    by_heart = stats.ttest_ind(fitted[labels], fitted[~labels], alternative="greater").pvalue
+    assert by_heart < 1e-6 < 0.01 < cdi_test(noise, labels)
+
+
+def test_cdi_accuses_as_often_as_it_says_and_finds_what_is_there():
+    def share(learnt, logs):
+        found = []
+        for _ in range(logs):
+            labels = np.arange(90) % 3 == 0
+            found.append(cdi_test(RNG.normal(size=(90, 3)) - learnt * labels[:, None], labels))
+        return np.mean(np.array(found) <= 0.05)
+
+    assert share(0, 40) <= 0.15 and share(0.6, 10) >= 0.8
+
+
+def test_cdi_does_not_look_at_units():
+    labels, features = np.arange(60) % 3 == 0, RNG.normal(size=(60, 3))
+    units = features * [1e-3, 1, 1e3] + [5, 0, -7]
+    assert cdi_test(units, labels) == pytest.approx(cdi_test(features, labels), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "features, labels, says",
+    [
+        (np.full((20, 2), np.nan), np.arange(20) < 10, "not a finite number"),
+        (np.zeros((20, 2)), np.arange(20) < 4, "4 pictures on a side: 5 folds"),
+        (np.zeros((20, 2)), np.arange(20) < 20, "0 pictures on a side"),
+    ],
+)
+def test_cdi_refuses(features, labels, says):
+    with pytest.raises(ValueError, match=says):
+        cdi_test(features, labels)
+
+
+def test_distances_are_those_of_the_answers_to_the_same_prompt():
+    images, answers = RNG.integers(0, 256, (2, 9, 4, 4, 3)).astype(np.uint8)
+    prompts, asked = list("abcabcabc"), list("aabbbcccb")
+    found = answer_distances(Differences(images, prompts, answers, asked))
+    for image, prompt, row in zip(images, prompts, found, strict=True):
+        others = [x for x, text in zip(answers, asked, strict=True) if text == prompt]
+        byhand = [np.sqrt((((image / 255) - (x / 255)) ** 2).mean()) for x in others]
+        assert row == pytest.approx(byhand, rel=1e-5)
+
+
+def test_the_swap_goes_over_prompts():
+    distances = [RNG.random(3) for _ in range(24)]
+    released, block = np.arange(24) % 3 == 0, np.arange(24) // 3
+    means = np.array([d.mean() for d in distances]).reshape(8, 3)
+    gain = means[:, 1:].mean(1) - means[:, 0]
+    ways = np.array(list(product([1, -1], repeat=8))) @ gain
+    assert swapped(distances, released, block) == pytest.approx(np.mean(ways >= gain.sum() - 1e-12))
+
+
+def test_delta0_is_set_without_the_model_that_is_judged():
+    near = [np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.5, 0.6, 0.7, 0.8]), np.array([0.35, 0.55])]
+    innocent = np.array([True, True, False])
+    # Half of an innocent's answers within δ0: .6 for the first, .2 for the second; .4 of both for the third
+    assert conf_of_each(near, innocent, fpr=0.5).tolist() == [1, 0, 0.5]
+    assert np.isnan(conf_of_each(near[:1], innocent[:1])).all()
+
+
+def rows(source, kind, confs, rho=0.0):
+    return [dict(source=source, kind=kind, rho=rho, access="conf", conf=c, p=np.nan) for c in confs]
+
+
+def test_conf_is_ranked_among_the_innocents_of_other_sources():
+    table = [
+        *rows("a", "infringing", [0.5], 1.0),
+        *rows("a", "same data", [0.9]),
+        *rows("b", "other corpus", [0.1, 0.6, 0.5]),
+        *rows("b", "infringing", [0.95], 1.0),
+    ]
+    table += [
+        dict(source="a", kind="same data", rho=0.0, access="CDI's recipe", conf=np.nan, p=0.3)
+    ]
+    found = rank_conf(pd.DataFrame(table))
+    assert found.p.tolist() == pytest.approx([3 / 4, 1 / 4, 1, 1, 1, 1 / 2, 0.3])
+    alone = rank_conf(pd.DataFrame(rows("a", "same data", [0.2, 0.3])))
+    assert alone.p.isna().all()
+
+
+def test_the_shipped_table_counts_its_rows():
+    tables = read_results(shipped_results("release"), "release")[1]
+    found = side_by_side(tables[""], tables["rivals"], 0.01)
+    cdi = tables["rivals"][tables["rivals"].access == "CDI's recipe"]
+    guilty = cdi[(cdi.kind == "infringing") & (cdi.rho == 0.5)]
+    assert found.loc["CDI's recipe", 0.5].value == (guilty.p <= 0.01).mean()
+    innocent = cdi[cdi.kind != "infringing"]
+    told = f"{(innocent.p <= 0.01).sum()} of {len(innocent)}"
+    assert found.loc["CDI's recipe", "innocents accused"] == told
+    asked = cdi[["source", "account", "kind", "rho", "suspect"]]
+    ours = tables[""][tables[""].access == "open weights"][asked.columns]
+    both = [t.sort_values(list(t)).reset_index(drop=True) for t in (asked, ours)]
+    pd.testing.assert_frame_equal(*both)  # the same suspects before the same logs
+    assert (
+        f"CDI's recipe {found.loc['CDI' + chr(39) + 's recipe', 0.3]}"
+        in rivals_sentence(found).data
+    )
