@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORDER', 'LATER', 'FOLDER', 'SCALE', 'JOBS', 'LAB', 'OUT', 'REDRAW', 'SET', 'PLAN', 'SECONDS', 'experiments',
-           'results_folder', 'main', 'status', 'figures']
+           'results_folder', 'main', 'status', 'check', 'figures']
 
 # %% ../nbs/cli.ipynb #2eee4726
 import ast
@@ -278,17 +278,27 @@ def _defaults(notebook: Path) -> dict:
     return {name: ast.literal_eval(p["default"]) for name, p in known.items()}
 
 # %% ../nbs/cli.ipynb #81299324
+def _needed(name, notebook, given):
+    "All artifacts that an experiment consists of, of which `given` are the parameters that were set."
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from trainprove_nb.report.estimates import needed_recipes
+
+    try:
+        return needed_recipes(name, {**_defaults(notebook), **given})
+    except (ValueError, OSError) as e:
+        raise click.ClickException(str(e)) from None
+
+# %% ../nbs/cli.ipynb #0836ea2d
 def _tell_estimate(name, notebook, given, seconds):
     "Say what an experiment needs, of which `given` are the parameters that were set."
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from trainprove_nb.report.estimates import EXPERIMENTS, estimate, needed_recipes
+    from trainprove_nb.report.estimates import EXPERIMENTS, estimate
 
     if name not in EXPERIMENTS:
         return click.echo(
             f"{name}: no estimate (it reads results, or what it makes shows only as it runs)"
         )
+    recipes = _needed(name, notebook, given)
     try:
-        recipes = needed_recipes(name, {**_defaults(notebook), **given})
         found = estimate(recipes, given["scale"], given["lab"], given["jobs"], seconds)
     except (ValueError, OSError) as e:
         raise click.ClickException(str(e)) from None
@@ -319,6 +329,35 @@ def status(names, scale, jobs, lab, settings, seconds):
         _tell_estimates(names, scale, jobs, lab, settings, seconds)
     else:
         _tell_holdings(lab.resolve())
+
+# %% ../nbs/cli.ipynb #dea5c7b5
+@main.command()
+@click.argument("names", nargs=-1)
+@_with(SCALE, JOBS, LAB, SET, SECONDS)
+def check(names, scale, jobs, lab, settings, seconds):
+    """Whether all is there that NAMES of figures need: models, pictures, disk, memory. Starts nothing.
+
+    \b
+    trainprove check --scale paper
+    trainprove check fig6 --scale gpu --jobs 4
+
+    The exit code is 2 where something is missing.
+    """
+    known, wanted = experiments(), _wanted(names, settings)
+    recipes, lab = [], str(lab.resolve())
+    from trainprove_nb.report.estimates import EXPERIMENTS, estimate
+    from trainprove_nb.report.ready import check_ready, once
+
+    for name, given in wanted.items():
+        if name in EXPERIMENTS:
+            recipes += _needed(
+                name, known[name], {"scale": scale, "jobs": jobs, "lab": lab, **given}
+            )
+    recipes = once(recipes)
+    found = check_ready(recipes, estimate(recipes, scale, lab, jobs, seconds), lab)
+    click.echo("\n".join(map(str, found)))
+    if any(thing.ok is False for thing in found):
+        raise click.exceptions.Exit(2)
 
 # %% ../nbs/cli.ipynb #28b3e649
 def _tell_holdings(lab):
