@@ -134,6 +134,7 @@ VALUES = [  # key, value as YAML, advice
     ("test.questions", "-5", "= -5: give a whole number of at least 1"),
     ("test.draws", "9", "= 9: give a whole number of at least 99"),
     ("test.draws", "1e5", "= 100000.0: give a whole number"),
+    ("test.score", "my_score", "give a text of the form module:function"),
     ("control.rhos", "0.3", "= 0.3: give a list .* of numbers above 0 and at most 1"),
     ("control.rhos", "[0.3, 0.3]", "a value comes twice: give each once"),
     ("control.rhos", str([k / 100 for k in range(1, 12)]), "give a list"),
@@ -601,7 +602,10 @@ def whole_example(folder):
     "The file in which nothing is left out, as text: all comments of a new one made to count."
     lines = new_audit(folder).read_text().splitlines()
     begin = next(k for k, line in enumerate(lines) if line.startswith("# owned:"))
-    return "\n".join(line[2:] for line in lines[begin:] if "adapter:" not in line) + "\n"
+    return (
+        "\n".join(line[2:] for line in lines[begin:] if not re.search("adapter:|score:", line))
+        + "\n"
+    )
 
 
 def test_a_new_file_has_every_key_once_with_what_it_means(tmp_path):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Owned', 'Released', 'Suspect', 'TestSettings', 'Control', 'LabSettings', 'AuditFile', 'audit_schema', 'knob_table',
-           'AuditFileError', 'read_audit', 'new_audit', 'accesses', 'adapter_module', 'suspect_function', 'check_file']
+           'AuditFileError', 'read_audit', 'new_audit', 'accesses', 'module_beside', 'suspect_function',
+           'score_function', 'check_file']
 
 # %% ../../nbs/audit/file.ipynb #3e175f95
 import difflib
@@ -321,6 +322,11 @@ class TestSettings(_Section):
     questions: int = _key("budget: more are never asked", 1500, ge=1, le=10_000_000)
     price: float = _key("of one question, in any currency; 0: nothing", 0.0, ge=0, le=10_000)
     draws: int = _key("shuffles", 9999, ge=99, le=10_000_000)
+    score: Annotated[_Text, Field(pattern=_FUNCTION)] | None = _key(
+        "instead of the usual score: a function of your own (suspect, pictures, prompts)",
+        example="my_module:my_score",
+        json_schema_extra={"format": "module:function"},
+    )
 
 # %% ../../nbs/audit/file.ipynb #06204203
 def _each_once(values: tuple) -> tuple:
@@ -1072,13 +1078,23 @@ def _function_beside(file: Path, name: str) -> Any:
     return defined[name]
 
 # %% ../../nbs/audit/file.ipynb #02ba1c75
-def adapter_module(
-    audit: AuditFile,  # with suspect.adapter
+def module_beside(
+    audit: AuditFile,
+    function: str,  # module:function, as of suspect.adapter or test.score
 ) -> Path | None:  # None: an installed module
-    "The file beside the audit in which an adapter stands."
-    module = audit.suspect.adapter.partition(":")[0]
+    "The file beside the audit in which a function of one's own stands."
+    module = function.partition(":")[0]
     file = audit.folder / f"{module.replace('.', '/')}.py"
     return file if file.is_file() else None
+
+# %% ../../nbs/audit/file.ipynb #f602f07c
+def _own_function(audit: AuditFile, function: str, takes: str) -> Callable:
+    "A function of a module beside the file, or of an installed one. TypeError where it is none."
+    file, name = module_beside(audit, function), function.partition(":")[2]
+    found = _function_beside(file, name) if file else resolve_name(function)
+    if not callable(found):
+        raise TypeError(f"this cannot be called: give a function of {takes}")
+    return found
 
 # %% ../../nbs/audit/file.ipynb #f90cd758
 def suspect_function(
@@ -1088,13 +1104,16 @@ def suspect_function(
 
     It is given `suspect.settings` by name, but for `classes`. Raises what its import raises, ValueError for
     no such function, TypeError where it cannot be called."""
-    module, _, name = audit.suspect.adapter.partition(":")
-    file = adapter_module(audit)
-    found = _function_beside(file, name) if file else resolve_name(f"{module}:{name}")
-    if not callable(found):
-        raise TypeError("this cannot be called: give a function of prompts and seeds")
+    found = _own_function(audit, audit.suspect.adapter, "prompts and seeds")
     settings = {k: v for k, v in audit.suspect.settings.items() if k != "classes"}
     return partial(found, **settings) if settings else found
+
+# %% ../../nbs/audit/file.ipynb #cb81978f
+def score_function(
+    audit: AuditFile,  # with test.score
+) -> Callable:  # (suspect, pictures, prompts) -> a number a picture
+    "The score of one's own. Raises what `suspect_function` raises."
+    return _own_function(audit, audit.test.score, "a suspect, pictures and prompts")
 
 # %% ../../nbs/audit/file.ipynb #e10dbb3a
 def _opens(suspect: Suspect) -> None:
@@ -1233,7 +1252,7 @@ def _check_control(audit: AuditFile) -> Iterator:  # (key, advice)
         )
 
 # %% ../../nbs/audit/file.ipynb #62e0232a
-_ONLY_WITH_LOG = ("control",)
+_ONLY_WITH_LOG = ("control", "test.score")
 _ONLY_WITHOUT = ("owned.trained_on", "lab.scale", "lab.knobs")
 
 
@@ -1275,6 +1294,12 @@ def _check_classes(audit: AuditFile) -> Iterator:  # (key, advice)
     if audit.released is None and named:
         yield "suspect.settings.classes", "without a log the classes are the scale's: leave it out"
 
+# %% ../../nbs/audit/file.ipynb #8e56d3a5
+def _check_score(audit: AuditFile) -> Iterator:  # (key, advice)
+    "A score of one's own that is not there."
+    if audit.test.score and (problem := _problem(partial(score_function, audit))):
+        yield "test.score", problem
+
 # %% ../../nbs/audit/file.ipynb #c98129a4
 def _check_level(audit: AuditFile) -> Iterator:  # (key, advice)
     "A level that no p-value can reach."
@@ -1294,6 +1319,7 @@ _CHECKS = (
     _check_classes,
     _check_without_log,
     _check_level,
+    _check_score,
     _check_writable,
 )
 

@@ -17,7 +17,7 @@ from datasets import Dataset
 from diffusers import DiffusionPipeline
 
 from .controls import control_classifier, control_model
-from .file import AuditFile, adapter_module, suspect_function
+from .file import AuditFile, module_beside, score_function, suspect_function
 from .released import AuditLog, Sampler, needs_sampler, released_log
 from trainprove_nb.audit.scores import (
     Asked,
@@ -37,7 +37,7 @@ from ..evidence.guards import blind_test, picture_features, placebo_p, sensitivi
 from ..evidence.how_much import learnt_share, released_effect
 from ..evidence.log_test import LogVerdict, log_test
 from ..evidence.release_log import weights_digest
-from ..lab.store import Store, file_digest, recipe_name
+from ..lab.store import Store, file_digest, recipe_name, seed_of
 from ..models.pipelines import load_model
 from ..report.figures import style
 from ..suspects.checks import try_suspect
@@ -82,7 +82,8 @@ def _log(audit: AuditFile, store: Store, progress: bool) -> AuditLog:
 # %% ../../nbs/audit/log_audit.ipynb #7287f5e3
 def _adapter(audit: AuditFile) -> Asked:
     "A function of the user's own. What it answered is not used for another version of its file."
-    given, file = audit.suspect, adapter_module(audit)
+    given = audit.suspect
+    file = module_beside(audit, given.adapter)
     name = {"adapter": given.adapter, "settings": dict(given.settings)}
     name |= {"code": file_digest(file)} if file else {}
     return Asked(suspect_function(audit), name, None, {"adapter": given.adapter})
@@ -215,6 +216,8 @@ def measure(
 ) -> Measured:
     "Ask, and score every picture; no label is looked at."
     who = suspect or opened.suspect
+    if opened.audit.test.score:
+        return _measure_own(opened, who)
     if opened.access == "prompts":
         return _measure_prompts(opened, who, progress)
     if opened.access == "classes":
@@ -252,6 +255,31 @@ def _measure_classes(opened, who) -> Measured:
     return Measured(scores, there, told)
 
 # %% ../../nbs/audit/log_audit.ipynb #8e01f185
+def _own_scores(opened, who) -> np.ndarray:  # (n,)
+    "What a score of the user's own gives; pictures come in random order, so that places tell nothing."
+    log, name = opened.log, opened.audit.test.score
+    order = np.random.default_rng(seed_of("own score")).permutation(len(log.texts))
+    shown = log.images[order], [log.texts[k] for k in order]
+    found = np.asarray(score_function(opened.audit)(who.suspect, *shown), float)
+    if found.shape != order.shape or not np.isfinite(found).all():
+        raise ValueError(
+            f"test.score = {name!r} gave {found.shape} for {len(order)} pictures: "
+            "a finite number is needed for each"
+        )
+    scores = np.empty(len(order))
+    scores[order] = found
+    return scores
+
+# %% ../../nbs/audit/log_audit.ipynb #7a4eb8b0
+def _measure_own(opened, who) -> Measured:
+    "By a score of the user's own; the report names its code."
+    name, scores = opened.audit.test.score, _own_scores(opened, who)
+    file = module_beside(opened.audit, name)
+    code = f" (SHA-256 of its file {file_digest(file)})" if file else ""
+    told = f"each of {len(scores):,} pictures, by {name}{code}"
+    return Measured(scores, np.ones(len(scores), bool), told)
+
+# %% ../../nbs/audit/log_audit.ipynb #019b18bb
 def _by_weights(opened, who, progress):
     return weights_scores(opened.store, who, opened.log, opened.reference, progress)
 

@@ -82,6 +82,10 @@ def _with_log(audit) -> Iterator:
         f"suspects that never saw the pictures, at most {audit.test.level:g} are accused."
     )
     yield _of_the_log(audit, released, withheld, prompts)
+    if audit.test.score:
+        yield f"Score: {audit.test.score}, a function of your own; how often it asks is its own matter."
+        yield _controls(audit)
+        return
     yield _questions(audit, access, released, withheld, prompts)
     pictures = released + (withheld or released * audit.released.withheld)
     yield from _price(audit, access, asked_in_all(audit, access, pictures, prompts))

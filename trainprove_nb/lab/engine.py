@@ -51,10 +51,10 @@ class Lab:
 @patch
 def _make(self: Lab, recipe, folder, scratch):
     # diffusers and transformers take seconds to import, and redrawing a figure does not need them
-    from trainprove_nb.lab.makers import KINDS, check_recipe
+    from trainprove_nb.lab.makers import check_recipe, kind_of
 
     check_recipe(recipe)
-    maker = KINDS[recipe["kind"]].maker
+    maker = kind_of(recipe).maker
     if isinstance(maker, str):
         raise ValueError(f"a recipe of kind {recipe['kind']!r} has no folder: {maker}")
     disable_progress_bars()  # of `datasets`; the engine shows one of its own

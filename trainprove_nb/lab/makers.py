@@ -6,7 +6,7 @@
 __all__ = ['SHARES', 'NOTHING', 'WHEN_READ', 'PAIRS', 'ARRAY', 'PIPELINE', 'CLASSIFIER', 'DRAWN', 'KINDS', 'user_split',
            'make_pairs', 'make_model', 'make_generated', 'make_watermarked', 'make_laundered', 'make_prompts',
            'make_reproduction', 'make_leak', 'make_keys', 'make_answers', 'make_scores', 'make_losses', 'make_restored',
-           'named_pairs', 'make_labelled', 'make_classifier', 'make_class_scores', 'Kind', 'check_recipe']
+           'named_pairs', 'make_labelled', 'make_classifier', 'make_class_scores', 'Kind', 'kind_of', 'check_recipe']
 
 # %% ../../nbs/lab/makers.ipynb #b0f11715
 import json
@@ -29,7 +29,7 @@ from ..attribution.keys import detection_keys, random_keys, reproduction
 from ..attribution.prompts import optimise_prompts
 from ..attribution.watermark import draw_message, embed
 from ..data.corpora import CORPORA, corpus, named
-from ..data.distance import distance
+from ..data.distance import distance, from_module
 from ..data.duplicates import group_ranks, near_groups
 from ..data.folders import read_pairs
 from ..data.pairs import pairs, pixels, square
@@ -415,6 +415,25 @@ def _misfit(recipe, form):
     return sorted(needed - recipe.keys()), sorted(recipe.keys() - known)
 
 # %% ../../nbs/lab/makers.ipynb #5309a24f
+def kind_of(
+    recipe: dict,
+) -> Kind:
+    """What kind a recipe is of: one of `KINDS`, or a `Kind` of one's own, named as `module:NAME`.
+
+    Raises ValueError where there is none."""
+    name = recipe.get("kind")
+    if name in KINDS:
+        return KINDS[name]
+    if ":" not in str(name):
+        raise ValueError(
+            f"unknown kind of recipe {name!r}: choose from {', '.join(KINDS)}, or give module:NAME"
+        )
+    found = from_module(name, "kind of recipe")
+    if not isinstance(found, Kind):
+        raise ValueError(f"{name!r} is no kind of recipe: give the module:NAME of a `Kind`")
+    return found
+
+# %% ../../nbs/lab/makers.ipynb #48927865
 def _parts(recipe):
     "The recipes that a recipe contains."
     for value in recipe.values():
@@ -424,21 +443,19 @@ def _parts(recipe):
 
 # %% ../../nbs/lab/makers.ipynb #b5bc1a9e
 def check_recipe(
-    recipe: dict,  # of a kind of `KINDS`
+    recipe: dict,  # see `kind_of`
 ) -> dict:  # the same
     """The recipe itself, when it and all recipes in it have the keys of their kinds.
 
     Raises ValueError for an unknown kind, a missing key, or an unknown one."""
-    kind = recipe.get("kind")
-    if kind not in KINDS:
-        raise ValueError(f"unknown kind of recipe {kind!r}: choose from {', '.join(KINDS)}")
-    misfits = [_misfit(recipe, form) for form in KINDS[kind].inputs.split("|")]
+    kind = kind_of(recipe)
+    misfits = [_misfit(recipe, form) for form in kind.inputs.split("|")]
     missing, unknown = min(misfits, key=lambda m: len(m[0] + m[1]))
     faults = [f"lacks {', '.join(missing)}"] if missing else []
     faults += [f"has the unknown {', '.join(unknown)}"] if unknown else []
     if faults:
         raise ValueError(
-            f"a recipe of kind {kind!r} {' and '.join(faults)}: give {KINDS[kind].inputs}"
+            f"a recipe of kind {recipe['kind']!r} {' and '.join(faults)}: give {kind.inputs}"
         )
     for part in _parts(recipe):
         check_recipe(part)
