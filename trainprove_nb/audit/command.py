@@ -19,6 +19,8 @@ from .file import AuditFile, AuditFileError, check_file, new_audit, read_audit
 from .log_audit import service_answers
 from .outlook import outlook
 from .released import released_log
+from ..lab.generator_recipes import GeneratorRecipes
+from ..lab.generator_scales import generator_scale
 from ..lab.store import Store, seed_of
 from ..report.executed import run_notebook
 from ..report.results import notebooks_folder
@@ -129,9 +131,25 @@ def _parameters(audit: AuditFile, file: Path, settings: dict) -> dict:
     lab, given = audit.lab, audit.suspect
     values = dict(scale=lab.scale, suspect=given.model, settings=dict(given.settings))
     values |= dict(knobs=dict(lab.knobs), lab=lab.folder, jobs=lab.jobs, alpha=audit.test.level)
-    if given.kind == "generator":
-        values |= dict(shadows=lab.shadows, base=given.base or "")
-    return values
+    return values | (_owner_s_model if given.kind == "generator" else _owner_by_name)(audit)
+
+# %% ../../nbs/audit/command.ipynb #ae2f09eb
+def _owner_s_model(audit: AuditFile) -> dict:
+    "Parameters that say which generator is the owner's, and what it was trained on."
+    scale = generator_scale(audit.lab.scale, audit.lab.knobs)
+    source = next(s.name for s in GeneratorRecipes(scale).sources() if s.corpus)
+    trained = {source: [audit.owned.model, audit.owned.trained_on]}
+    return dict(
+        source=source,
+        knobs={**audit.lab.knobs, "trained": trained},
+        shadows=audit.lab.shadows,
+        base=audit.suspect.base or "",
+    )
+
+# %% ../../nbs/audit/command.ipynb #eaeae5f7
+def _owner_by_name(audit: AuditFile) -> dict:
+    "Which of the generators is the owner's, where the file says so."
+    return {"owner": Path(audit.owned.model).name} if audit.owned.model else {}
 
 # %% ../../nbs/audit/command.ipynb #8499a2e3
 @audit.command()

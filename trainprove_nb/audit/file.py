@@ -1252,7 +1252,10 @@ def _check_control(audit: AuditFile) -> Iterator:  # (key, advice)
         )
 
 # %% ../../nbs/audit/file.ipynb #62e0232a
-_ONLY_WITH_LOG = ("control", "test.score")
+_ONLY_WITH_LOG = ("control", "owned.settings", "suspect.access")
+_ONLY_WITH_LOG += tuple(
+    f"test.{key}" for key in ("answers", "questions", "price", "draws", "score")
+)
 _ONLY_WITHOUT = ("owned.trained_on", "lab.scale", "lab.knobs")
 
 
@@ -1275,9 +1278,28 @@ def _check_without_log(audit: AuditFile) -> Iterator:  # (key, advice)
     for key in ("model", "trained_on") if generator else ():
         if getattr(audit.owned, key) is None:
             yield f"owned.{key}", "without a log (released) this is needed: give it"
+    if audit.suspect.adapter is not None:
+        yield "suspect.adapter", "a function of your own is asked before a log alone: give model"
     scale = generator_scale if generator else classifier_scale
     if problem := _problem(lambda: scale(audit.lab.scale, audit.lab.knobs)):
         yield "lab.knobs", problem
+    else:
+        yield from _check_owner(audit)
+
+# %% ../../nbs/audit/file.ipynb #2a6754cb
+def _check_owner(audit: AuditFile) -> Iterator:  # (key, advice)
+    "An owner's model that the lab would not look at."
+    if audit.suspect.kind == "generator":
+        if "trained" in audit.lab.knobs:
+            yield "lab.knobs", "trained is told by owned.model and owned.trained_on: leave it out"
+        return
+    known = classifier_scale(audit.lab.scale, audit.lab.knobs).generators
+    if audit.owned.model and audit.owned.model not in known:
+        yield (
+            "owned.model",
+            f"it is none of the generators that are compared ({', '.join(known)}): "
+            "give lab.knobs.generators, this one among them",
+        )
 
 # %% ../../nbs/audit/file.ipynb #4f6a9a34
 def _check_classes(audit: AuditFile) -> Iterator:  # (key, advice)

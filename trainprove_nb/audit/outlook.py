@@ -20,6 +20,7 @@ from .released import needs_sampler
 from ..evidence.naming import VERSIONS
 from ..evidence.release_log import log_table
 from ..lab.costs import ASSUMED, told_hours
+from ..lab.generator_scales import generator_scale
 from ..report.results import read_results, shipped_results
 from ..report.sentences import where
 from ..suspects.collected import collected_answers
@@ -250,3 +251,15 @@ def _without_log(audit) -> Iterator:
         else "each origin"
     )
     yield f"Test: the suspect beside {audit.lab.shadows} shadow models of {kinds}, at scale {audit.lab.scale}."
+    yield from _shadows_learn(audit)
+
+# %% ../../nbs/audit/outlook.ipynb #90cbd1fc
+def _shadows_learn(audit) -> Iterator:
+    "Of generators: what shadows start from and learn, which the owner has to choose."
+    if audit.suspect.kind == "generator":
+        scale = generator_scale(audit.lab.scale, audit.lab.knobs)
+        yield (
+            f"Shadows: they start from {scale.bases[0]} (lab.knobs.bases), and innocent ones learn "
+            f"pictures of {' and '.join(scale.corpora)} (lab.knobs.corpora). These should be like the "
+            "suspect's."
+        )
