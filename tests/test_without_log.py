@@ -9,7 +9,7 @@ from trainprove_nb.audit.file import check_file, read_audit
 from trainprove_nb.audit.outlook import outlook
 from trainprove_nb.cli import main
 from trainprove_nb.lab.classifier_scales import classifier_scale
-from trainprove_nb.report.generator_audit import plan_generator_audit
+from trainprove_nb.report.generator_audit import _whose, plan_generator_audit
 
 SMOKE = "lab: {scale: smoke, shadows: 3}\n"
 OWNED = "owned: {model: mini-v2, trained_on: mine}\n"
@@ -116,3 +116,9 @@ def test_what_would_not_count_is_refused(case, text, says):
     (case / "answers.csv").write_text("file_name,label\na.png,cat\n")
     told = check_file(read_audit(written(case, text)))
     assert any(says in sentence for sentence in told), told
+
+
+def test_a_verdict_calls_the_owner_s_model_by_its_name():
+    trained = {"mini-v1-avatars": ["models/mine", "data"]}
+    assert _whose({"source": "mini-v1-avatars", "knobs": {"trained": trained}}) == "mine"
+    assert _whose({"source": "mini-v1-avatars", "knobs": {}}) == "mini-v1-avatars"

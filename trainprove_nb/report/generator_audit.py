@@ -615,6 +615,13 @@ def _shadow_trials(recipes, source, strategy):
         *(t for t in usual if t.kind == "calibration"),
     ]
 
+# %% ../../nbs/report/generator_audit.ipynb #c3549e9f
+def _whose(parameters) -> str:
+    "What a verdict calls the owner's model: by its own name, where it was there already."
+    source = parameters["source"]
+    model, _ = parameters["knobs"].get("trained", {}).get(source, (source, ""))
+    return Path(model).name
+
 # %% ../../nbs/report/generator_audit.ipynb #1be6ee68
 def _verdict_part(verdict, source):
     "State and sentence."
@@ -750,12 +757,12 @@ def generator_report(
     "All that the audit found, for a report. A lead at most."
     p, left_out = plan.parameters, _left_out(shadows, verdict.alpha)
     known = (verdict.caught, verdict.infringing, True), (sum(left_out), len(left_out), False)
-    facts = {k: p[k] for k in ("source", "strategy", "N", "delta0", "metric")}
+    facts = {"source": _whose(p), **{k: p[k] for k in ("strategy", "N", "delta0", "metric")}}
     facts |= dict(base_of_the_shadows=verdict.base, shadows_of_each_kind=verdict.shadows)
     facts |= {"way_of_asking": p["how"]} if "how" in p else {}
     facts |= {"weights_of_the_suspect": p["weights"]} if "weights" in p else {}
     return dict(
-        verdict=_verdict_part(verdict, p["source"]),
+        verdict=_verdict_part(verdict, facts["source"]),
         asked=asked_facts(p, **facts),
         tests=[
             _resemblance_test(plan, answers.scores, shadows, verdict),
