@@ -12,12 +12,19 @@ import yaml
 from helpers import NBS, NOTEBOOKS, ROOT, cells, run
 from IPython.lib.pretty import pretty
 
+from trainprove_nb.audit.cases import audit_rates, confusion
 from trainprove_nb.audit.demo import shipped_report
 from trainprove_nb.cli import experiments
 from trainprove_nb.lab.generator_scales import generator_scale
+from trainprove_nb.report.headlines import (
+    attribution_headlines,
+    evidence_headlines,
+    provenance_headlines,
+)
 from trainprove_nb.report.laundered import lost
 from trainprove_nb.report.results import read_results, shipped_results
 
+GUIDES = ("audit/with_a_log", "audit/without_a_log")  # each runs commands, and was run when written
 PAGES = ("which_test", "readings", "faq", "stable_diffusion")  # cheap enough to be run here
 
 
@@ -193,7 +200,7 @@ def test_faq_has_a_heading_for(topic):
 NOT_PROSE = r"\[[^]]*\]\([^)]*\)|`[^`]*`|```.*?```|image to image|text-to-image|imagefolder"  # links, code, names
 
 
-@pytest.mark.parametrize("page", ["tour", *PAGES])
+@pytest.mark.parametrize("page", ["tour", "extending", *GUIDES, *PAGES])
 def test_pages_say_pictures(page):
     said = re.sub(NOT_PROSE, "", prose(page), flags=re.S | re.I)
     assert re.findall(r"\bimages?\b", said) == []
@@ -233,3 +240,90 @@ def test_the_log_audit_shows_the_run_of_the_first_report():
 def test_a_demonstration_without_reports_is_not_shipped(tmp_path):
     done = run("tools/ship_demo.py", str(tmp_path))
     assert done.returncode == 1 and "has no report: run make audit" in done.stderr
+
+
+# Guides
+
+
+def outputs(page):
+    "All that a page shows as text."
+    found = [o for c in code(page) for o in c.outputs]
+    texts = [o.get("text") or o.get("data", {}).get("text/plain", "") for o in found]
+    told = [o.get("data", {}).get("text/markdown", "") for o in found]
+    return "\n".join(map("".join, texts + told))
+
+
+def test_the_guide_with_a_log_shows_the_shipped_verdicts_and_finds_its_own():
+    told = outputs("audit/with_a_log")
+    for who in ("infringing", "innocent"):
+        report = shipped_report(who)
+        assert report.verdict.sentence in told
+    assert all(line in told for line in report.cannot_tell)
+    assert "exit code 1" in told and told.count("Evidence at level 0.05") == 3
+    assert "Error: -s test.level = 5: give a number" in told
+    audits = read_results(shipped_results("audits"), "audits")[1][""]
+    assert str(confusion(audits)) in told and str(audit_rates(audits)) in told
+
+
+def test_the_guide_without_a_log_shows_what_was_measured():
+    told = outputs("audit/without_a_log")
+    logs, classes = evidence_headlines(), provenance_headlines()
+    shown = [logs["weights_innocent"], classes["origin_unknown"], classes["trainprove_false"]]
+    shown.append(attribution_headlines()["auc_same"])
+    assert [x for x in shown if x not in told] == []
+    found = read_results(shipped_results("audit_generator"), "audit_generator")[2]["verdict"]
+    assert f"the largest counts: {found['index']:.2f}" in told and "cannot decide" in told
+    assert "There is no log, so no guarantee" in told and "this is needed: give it" in told
+
+
+NUMBER = r"(?<![\w.:/-])\d+(?:[.,]\d+)*(?![\w.-])"
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_a_guide_says_no_measured_number_in_words(page):
+    "What is left is of the questions: levels, the exit codes, numbers of a list, AUC's own ends."
+    said = re.sub(NOT_PROSE, "", prose(page), flags=re.S | re.I)
+    said = re.sub(r"^(#+ )?\d\. ", "", said, flags=re.M)
+    assert set(re.findall(NUMBER, said)) <= {"16", "0", "1", "2", ".05", ".01", "05", "01", "5"}
+
+
+# All names
+
+
+def all_names():
+    "Names on the list: (name, where its link leads)."
+    (shown,) = ["".join(o.data["text/markdown"]) for c in code("api") for o in c.outputs]
+    return re.findall(r"\[<code>(\w+)</code>\]\(([\w/]+\.ipynb)", shown), shown
+
+
+def test_every_public_name_is_on_the_list_once_at_its_place():
+    listed, _ = all_names()
+    expected = []
+    for path in NOTEBOOKS:
+        text = "\n".join(c.source for c in cells(path))
+        if found := re.search(r"^#\| default_exp (\S+)", text, re.M):
+            module = (ROOT / "trainprove_nb" / found[1].replace(".", "/")).with_suffix(".py")
+            names = re.search(r"^__all__ = (\[.*?\])", module.read_text(), re.M | re.S)[1]
+            expected += [(n, path.relative_to("nbs").as_posix()) for n in ast.literal_eval(names)]
+    assert len(expected) > 900 and sorted(listed) == sorted(expected)
+
+
+def test_the_list_is_what_its_code_makes_of_the_package(monkeypatch):
+    monkeypatch.chdir(NBS)
+    names = {}
+    for cell in code("api"):
+        shown(cell.source, names)
+    made = "\n".join(line for entry in names["book"] for line in names["chapter"](entry))
+    assert made == all_names()[1], "run nbs/api.ipynb again"
+
+
+def test_every_name_says_what_it_is():
+    rows = [row for row in all_names()[1].splitlines() if "<code>" in row]
+    assert [row for row in rows if not re.search(r"\) \| \S.* \|$", row)] == []
+
+
+def test_the_list_is_in_reading_order_by_chapter():
+    contents = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    order = [p for e in contents for p in (e["contents"] if isinstance(e, dict) else [e])]
+    listed = list(dict.fromkeys(place for _, place in all_names()[0]))
+    assert listed == [p for p in order if p in listed]

@@ -43,7 +43,7 @@ MODULES = [
 ]
 # They show what others export
 SHOWING = ("evidence/breaches", "tour", "which_test", "readings", "faq", "stable_diffusion")
-SHOWING += ("audit/reports",)
+SHOWING += ("audit/reports", "audit/with_a_log", "audit/without_a_log", "extending", "api")
 MODULES += [f"nbs/{name}.ipynb" for name in SHOWING]
 
 

@@ -117,6 +117,16 @@ def set_formulas(body) -> None:
         text.replace_with(*drawn)
 
 
+def stay_here(body, here) -> None:
+    "Let links that nbdev makes of names in backticks lead to this site's pages, not to the published ones."
+    config = get_config()
+    address = f"{config.doc_host.rstrip('/')}{config.doc_baseurl.rstrip('/')}/"
+    for link in body.find_all("a", href=True):
+        if link["href"].startswith(address):
+            file, mark, anchor = link["href"].removeprefix(address).partition("#")
+            link["href"] = Path(os.path.relpath(file, here)).as_posix() + mark + anchor.lower()
+
+
 def name_anchors(body) -> None:
     "Name headings as Quarto does, in small letters and unquoted, so that a link fits both sites."
     for element in body.find_all(id=True):
@@ -136,6 +146,7 @@ def page(path, here) -> Page:
     html = QUARTO.sub("", LINK.sub(r'href="\1\2.html', html))
     body = BeautifulSoup(html, "html.parser")
     name_anchors(body)
+    stay_here(body, here)
     set_formulas(body)
     fold_code(body, summaries)
     return Page(
