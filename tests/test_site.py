@@ -79,8 +79,8 @@ def test_links_of_names_stay_on_this_site(pages):
     "Names in backticks are links, which nbdev gives the address of the published site."
     links = [a["href"] for html in pages.values() for a in html.find_all("a", href=True)]
     assert [x for x in links if x.startswith("https://trainprove.github.io/trainprove_nb/")] == []
-    named = pages["api.html"].select("main td a[href*='#']")
-    assert len(named) > 700 and len({a["href"] for a in named}) == len(named)
+    named = pages["api.html"].select("main td:first-child a[href*='#']")
+    assert len({a["href"] for a in named}) > 700
 
 
 def test_a_dead_link_is_noticed(tmp_path):
