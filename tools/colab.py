@@ -13,17 +13,15 @@ CELL = """\
 #| hide
 from importlib.util import find_spec
 
-if find_spec("trainprove_nb") is None:  # as in Colab: install it, and stand where results are
-    %pip install -q git+https://github.com/trainprove/trainprove_nb
-    from trainprove_nb.report.results import notebooks_folder
-
-    %cd -q {notebooks_folder("experiments")}"""
+if find_spec("trainprove_nb") is None:  # as in Colab
+    %pip install -q git+https://github.com/trainprove/trainprove_nb"""
 
 
 def has_cell(notebook) -> bool:
     "Whether the first cell of code, but for the name of the module, is the one."
     code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
-    return next(source for source in code if not source.startswith("#| default_exp")) == CELL
+    first = next((source for source in code if not source.startswith("#| default_exp")), CELL)
+    return first == CELL
 
 
 def add_cell(notebook, name) -> None:
