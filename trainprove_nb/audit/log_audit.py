@@ -79,13 +79,29 @@ def _log(audit: AuditFile, store: Store, progress: bool) -> AuditLog:
     asked_for = (released.account, sampler, released.withheld, released.encoder)
     return released_log(store, released.log, *asked_for, progress)
 
+# %% ../../nbs/audit/log_audit.ipynb #f4795826
+def _told_of(function: Callable, name: str) -> Callable:
+    "A function whose failures name it."
+
+    def asked(*question):
+        try:
+            return function(*question)
+        except (Exception, SystemExit) as e:
+            why = " ".join(f"{type(e).__name__} {e}".split())[:200]
+            raise ValueError(
+                f"{name} failed when it was asked ({why}): correct it, and run again"
+            ) from e
+
+    return asked
+
 # %% ../../nbs/audit/log_audit.ipynb #7287f5e3
 def _adapter(audit: AuditFile) -> Asked:
     "A function of the user's own. What it answered is not used for another version of its file."
     given, file = audit.suspect, adapter_module(audit)
     name = {"adapter": given.adapter, "settings": dict(given.settings)}
     name |= {"code": file_digest(file)} if file else {}
-    return Asked(suspect_function(audit), name, None, {"adapter": given.adapter})
+    function = _told_of(suspect_function(audit), given.adapter)
+    return Asked(function, name, None, {"adapter": given.adapter})
 
 # %% ../../nbs/audit/log_audit.ipynb #adbf6163
 def _generator(audit: AuditFile, folder: str) -> Asked:
@@ -166,6 +182,10 @@ def open_log_audit(
     elif opened.access == "classes":
         opened.reference_name = audit.suspect.base or ""
     _look_for_the_owner(opened)
+    if audit.control.rhos:
+        _others(
+            opened, audit.control.others
+        )  # read now: what is wrong with it is told before questions
     return opened
 
 # %% ../../nbs/audit/log_audit.ipynb #58362594

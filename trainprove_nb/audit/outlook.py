@@ -8,6 +8,7 @@ __all__ = ['IN_THE_LAB', 'expected_power', 'log_size', 'outlook', 'asked_in_all'
 # %% ../../nbs/audit/outlook.ipynb #8b05491a
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -187,7 +188,7 @@ def _side_of(folder: str) -> int:
     "How many pixels high the first picture of a log is; 0 where none is a file of its own."
     for file in Path(folder).rglob("*"):
         if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"):
-            with Image.open(file) as picture:
+            with suppress(OSError), Image.open(file) as picture:  # one that is none is told later
                 return picture.height
     return 0
 

@@ -105,10 +105,10 @@ def origin(
         found = parts.scheme, parts.hostname, parts.port or usual
     except ValueError:  # what python says of it repeats a part of it
         found = "", "", None
-    if not all(found):
+    if not all(found) or re.search(r"\s", url):
         kind = url.partition(":")[0][:12]
         raise ValueError(
-            f"{kind!r} begins no address of a service: give one that begins with http:// or https://"
+            f"{kind!r} begins no address of a service: give one that begins with http:// or https://, without spaces"
         )
     return found
 
