@@ -374,6 +374,7 @@ def _control_base(opened) -> str | None:
 def run_controls(
     opened: LogAudit,
     progress: bool = False,
+    begin: Callable = str,  # is told the name of each when it begins, as `Course` has it
 ) -> list:  # of (ρ, its verdict)
     "Train suspects of one's own, a share ρ of the log in their data, and put them to the same test."
     control, base = opened.audit.control, _control_base(opened)
@@ -385,7 +386,11 @@ def run_controls(
         make = partial(_control_generator, opened, base, how)
     else:
         return []
-    return [(rho, _control_verdict(opened, make(rho), progress)) for rho in control.rhos]
+    found = []
+    for rho in control.rhos:
+        begin(f"control, ρ = {rho:g}")
+        found.append((rho, _control_verdict(opened, make(rho), progress)))
+    return found
 
 # %% ../../nbs/audit/log_audit.ipynb #f818f0e3
 def _control_generator(opened, base, how, rho) -> Asked:

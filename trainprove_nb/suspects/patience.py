@@ -15,7 +15,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import jmespath
-import requests
 from fastcore.basics import patch
 from tqdm import tqdm
 from urllib3.util import Retry
@@ -88,8 +87,6 @@ def _problem(e):
         return f"the reply has no {e}"
     if type(e) in (ValueError, Refused, Later, ConnectionError):  # ours say enough
         return str(e)
-    if isinstance(e, requests.ConnectionError):
-        return "nobody answers there, or the address is not known"
     if isinstance(e, json.JSONDecodeError):
         return "the reply is no picture, and no JSON"
     if isinstance(e, TimeoutError):
