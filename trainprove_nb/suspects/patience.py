@@ -89,8 +89,6 @@ def _problem(e):
         return str(e)
     if isinstance(e, json.JSONDecodeError):
         return "the reply is no picture, and no JSON"
-    if isinstance(e, TimeoutError):
-        return str(e)
     return f"{type(e).__name__}: {scrubbed(str(e))[:200]}"
 
 # %% ../../nbs/suspects/patience.ipynb #bc4dfaf3
