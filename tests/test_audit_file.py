@@ -705,10 +705,11 @@ def case(tmp_path):
     for name, rows in logs.items():
         (tmp_path / name).mkdir()
         rows.reindex(columns=COLUMNS).to_parquet(tmp_path / name / "log.parquet")
-    for name in ("junk", "data", "nothing"):
+    for name in ("junk", "data", "others", "nothing"):
         (tmp_path / name).mkdir()
     (tmp_path / "junk/log.parquet").write_bytes(b"junk")
-    folder_of(tmp_path / "data", [{"file_name": "a.png", "text": "a"}], {"a.png": png()})
+    for name in ("data", "others"):
+        folder_of(tmp_path / name, [{"file_name": "a.png", "text": "a"}], {"a.png": png()})
     (tmp_path / "lora.safetensors").write_bytes(b"junk")
     (tmp_path / "model.ckpt").write_bytes(b"junk")
     (tmp_path / "mine.py").write_text("def draw(prompts, seeds):\n    return None\n\nvalue = 3\n")
@@ -725,7 +726,7 @@ def test_a_good_file_has_no_problems(case, access):
     assert check_file(audit_of(case, LOG, **{"suspect.access": access})) == []
     assert check_file(audit_of(case, LOG, **{"released.account": "alice"})) == []
     owned = {"owned.model": "mini-v1", "released.log": "data", "control.rhos": "[1, 0.5]"}
-    assert check_file(audit_of(case, LOG, **owned, **{"control.others": "data"})) == []
+    assert check_file(audit_of(case, LOG, **owned, **{"control.others": "others"})) == []
     assert check_file(audit_of(case, LOG, **{"suspect": "{adapter: mine:draw}"})) == []
     answers = {"suspect.model": "data", "test.questions": 1}  # fewer are asked than might be
     assert check_file(audit_of(case, LOG, **answers)) == []

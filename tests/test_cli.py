@@ -215,7 +215,7 @@ def test_redraw_gives_each_figure_its_shipped_numbers(executed, tmp_path):
     out = ["--out", str(tmp_path / "out"), "--lab", str(tmp_path / "lab")]
     settings = ["fig6", "claims", "--redraw", "-s", "out.of.nothing=1"]
     done = CliRunner().invoke(cli.main, ["figures", *settings, *out])
-    assert done.exit_code == 1 and executed == []
+    assert done.exit_code == 2 and executed == []
     done = CliRunner().invoke(cli.main, ["figures", "fig6", "claims", "--redraw", *out])
     assert done.exit_code == 0, done.output
     (fig6, first), (claims, second) = executed

@@ -20,7 +20,7 @@ import nbformat
 import papermill
 import yaml
 
-from .report.executed import check_parameters, run_notebook
+from .report.executed import Wrong, check_parameters, run_notebook
 from .report.results import notebooks_folder, shipped_results
 
 # %% ../nbs/cli.ipynb #f329e11b
@@ -55,11 +55,11 @@ def _place(path: Path) -> tuple:
 
 # %% ../nbs/cli.ipynb #46bbe622
 def experiments() -> dict:  # name -> path
-    "All experiment notebooks by name. Raises ClickException where the package has none."
+    "All experiment notebooks by name. Raises Wrong where the package has none."
     try:
         folders = [notebooks_folder(chapter) for chapter in ("experiments", "audit")]
     except FileNotFoundError as e:
-        raise click.ClickException(str(e)) from None
+        raise Wrong(str(e)) from None
     found = [path for folder in folders for path in folder.glob("*.ipynb")]
     return {path.stem: path for path in sorted(found, key=_place) if _is_experiment(path)}
 
@@ -147,31 +147,30 @@ def _setting(ctx, param, values):
             raise click.BadParameter(f"{v!r} is not KEY=VALUE")
         try:
             out[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise click.BadParameter(f"the value of {v!r} is not YAML") from None
+        except (yaml.YAMLError, ValueError, RecursionError):
+            shown = v if len(v) <= 80 else f"{v[:77]}..."
+            raise click.BadParameter(
+                f"the value of {shown!r} is not YAML that can be read"
+            ) from None
     return out
 
 # %% ../nbs/cli.ipynb #694fea87
-def _wanted(names: tuple, settings: dict) -> dict:
+def _wanted(names: tuple, settings: dict, jobs: int = 1) -> dict:
     "The experiments that are asked for, each with the settings that it takes; all are checked."
     known, everything = experiments(), not names or "all" in names
     names = list(known) if everything else names
     if unknown := [n for n in names if n not in known]:
-        raise click.ClickException(
-            f"unknown figure {unknown[0]!r}: choose from {', '.join(known)}, all"
-        )
+        raise Wrong(f"unknown figure {unknown[0]!r}: choose from {', '.join(known)}, all")
     if managed := sorted({"scale", "jobs", "lab", "out"} & set(settings)):
-        raise click.ClickException(f"{managed[0]} has an option of its own: use --{managed[0]}")
+        raise Wrong(f"{managed[0]} has an option of its own: use --{managed[0]}")
     takes = {name: dict(settings) for name in names}
     if everything:
         takes = {name: _known_to(known[name], settings) for name in names}
     for name in names:
         check_parameters(known[name], takes[name])
-    _check_workers(settings)
+    _check_workers(settings, jobs)
     if lost := sorted(set(settings).difference(*takes.values())):
-        raise click.ClickException(
-            f"no experiment has a parameter {lost[0]!r}: see trainprove list"
-        )
+        raise Wrong(f"no experiment has a parameter {lost[0]!r}: see trainprove list")
     return takes
 
 # %% ../nbs/cli.ipynb #5716a1de
@@ -181,16 +180,17 @@ def _known_to(notebook: Path, settings: dict) -> dict:
     return {k: v for k, v in settings.items() if k in known}
 
 # %% ../nbs/cli.ipynb #a2020e61
-def _check_workers(settings):
+def _check_workers(settings: dict, jobs: int) -> None:
     "Whether the workers that are asked for can be had."
-    if "backend" not in settings:
+    if "backend" not in settings and jobs <= 64:
         return
-    from trainprove_nb.lab.clusters import check_backend
+    from trainprove_nb.lab.clusters import check_backend, check_jobs
 
     try:
-        check_backend(settings["backend"])
+        check_backend(settings.get("backend", "loky"))
+        check_jobs(jobs, settings.get("backend", "loky"))
     except (ValueError, ConnectionError) as e:
-        raise click.ClickException(str(e)) from None
+        raise Wrong(str(e)) from None
 
 # %% ../nbs/cli.ipynb #e4d83f8b
 def _shipped(notebook: Path) -> dict:
@@ -211,7 +211,7 @@ JOBS = click.option(
     "--jobs",
     default=1,
     show_default=True,
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=100_000),
     help="Workers, one core each.",
 )
 LAB = click.option(
@@ -301,7 +301,7 @@ def _tell_estimate(name, notebook, given, seconds):
     try:
         found = estimate(recipes, given["scale"], given["lab"], given["jobs"], seconds)
     except (ValueError, OSError) as e:
-        raise click.ClickException(str(e)) from None
+        raise Wrong(str(e)) from None
     click.echo(f"{name} at scale {given['scale']}:")
     for line in [*found.counts(), *found.sentences()]:
         click.echo(f"  {line}")
@@ -309,7 +309,7 @@ def _tell_estimate(name, notebook, given, seconds):
 # %% ../nbs/cli.ipynb #16907693
 def _tell_estimates(names, scale, jobs, lab, settings, seconds):
     "Say what several experiments need; each as if it were the only one."
-    known, wanted = experiments(), _wanted(names, settings)
+    known, wanted = experiments(), _wanted(names, settings, jobs)
     of_all = {"scale": scale, "jobs": jobs, "lab": str(lab.resolve())}
     for name, given in wanted.items():
         _tell_estimate(name, known[name], {**of_all, **given}, seconds)
@@ -325,6 +325,10 @@ def status(names, scale, jobs, lab, settings, seconds):
     trainprove status
     trainprove status fig6 --scale mini --jobs 2
     """
+    if (settings or seconds) and not names:
+        raise Wrong(
+            "settings and seconds are for estimates: name a figure too, as in trainprove status fig6"
+        )
     if names:
         _tell_estimates(names, scale, jobs, lab, settings, seconds)
     else:
@@ -368,7 +372,7 @@ def _tell_holdings(lab):
     try:
         found = holdings(str(lab))
     except FileNotFoundError as e:
-        raise click.ClickException(str(e)) from None
+        raise Wrong(str(e)) from None
     click.echo(f"{lab}: {found.number.sum():,} artifacts, {found.gigabytes.sum():,.3f} GB")
     for kind, (number, gigabytes) in found.iterrows():
         click.echo(f"  {kind:<14}{number:>8,.0f}{gigabytes:>12,.3f} GB")
@@ -394,7 +398,7 @@ def figures(names, scale, jobs, out, lab, redraw, settings, plan, seconds):
     """
     if plan:
         return _tell_estimates(names, scale, jobs, lab, settings, seconds)
-    known, wanted = experiments(), _wanted(names, settings)
+    known, wanted = experiments(), _wanted(names, settings, jobs)
     folder = out.resolve() / results_folder("redrawn" if redraw else scale, settings)
     for name, given in wanted.items():
         click.echo(f"{name} {'from its shipped results' if redraw else f'at scale {scale}'}")

@@ -47,10 +47,10 @@ from ..data.folders import _any_form
 from ..evidence.release_log import JOURNAL, log_table
 from ..lab.classifier_scales import classifier_scale
 from ..lab.generator_scales import generator_scale
-from ..lab.knobs import Number
-from ..models.bundled import BUNDLED, _is_hub_name, model_path
+from ..lab.knobs import SETTINGS, Choice, Number, Switch, Text
+from ..models.bundled import BUNDLED, _is_hub_name, meant_folder, model_path
 from ..models.classifiers import check_classifier_folder
-from ..models.sampling import generate
+from ..models.sampling import PRECISIONS, generate
 from ..report.figures import check_folder
 from ..suspects.adapters import adapter_file, named_base
 from ..suspects.classifier_services import HTTPClassifier
@@ -58,8 +58,9 @@ from ..suspects.classifiers import OPTIONS
 from ..suspects.classifiers import _kind as classifier_kind
 from ..suspects.collected import collected_answers
 from ..suspects.hosted import _recipe, _with_sides
-from ..suspects.opening import ADDRESS, suspect_kind
+from ..suspects.opening import ADDRESS, SERVICE, suspect_kind
 from ..suspects.service_recipes import RECIPES, check_recipe
+from ..suspects.services import check_manners
 from ..suspects.transport import SECRET, from_environment, scrubbed
 from ..suspects.transport import origin as service_origin
 
@@ -106,7 +107,8 @@ def _is_name(text: str, folder: str) -> bool:
     if re.match("https?://|hub:", text) or text in _NAMES:
         return True
     beside = os.path.join(folder, Path(text).parts[0])
-    return _is_hub_name(text) and not os.path.exists(beside) and not os.path.exists(text)
+    there = os.path.exists(beside) or os.path.exists(text) or meant_folder(text, folder)
+    return _is_hub_name(text) and not there
 
 # %% ../../nbs/audit/file.ipynb #5af9580c
 def _path_or_name(text: str, info: ValidationInfo) -> str:
@@ -1032,6 +1034,8 @@ def _check_pictures(audit: AuditFile) -> Iterator:  # (key, advice)
 def _writing_problem(folder: str) -> str:
     "Why a folder cannot be written; nothing is made."
     place = Path(folder)
+    if long := [part for part in place.parts if len(os.fsencode(part)) > 255]:
+        return f"{long[0][:20]}... is too long a name for a folder: choose another"
     there = next(str(p) for p in (place, *place.parents) if os.path.exists(p))
     if not os.path.isdir(there):
         return f"{there} is a file: choose another folder"
@@ -1044,6 +1048,40 @@ def _check_writable(audit: AuditFile) -> Iterator:  # (key, advice)
     for key, folder in {"out": audit.out, "lab.folder": audit.lab.folder}.items():
         if problem := _writing_problem(folder):
             yield key, problem
+
+# %% ../../nbs/audit/file.ipynb #efd17362
+def _folders_of(audit: AuditFile) -> dict:  # key -> folder that is there
+    "Folders that hold what an audit reads."
+    given = {"released.log": audit.released and audit.released.log}
+    given |= {"owned.trained_on": audit.owned.trained_on, "control.others": audit.control.others}
+    given |= {"suspect.model": audit.suspect.model, "suspect.base": audit.suspect.base}
+    given |= {"owned.model": audit.owned.model, "control.base": audit.control.base}
+    return {key: Path(x).resolve() for key, x in given.items() if x and os.path.isdir(x)}
+
+# %% ../../nbs/audit/file.ipynb #d8bb7092
+def _check_apart(audit: AuditFile) -> Iterator:  # (key, advice)
+    "Folders that would be written into what is read."
+    for key, folder in {"out": audit.out, "lab.folder": audit.lab.folder}.items():
+        for other, read in _folders_of(audit).items():
+            if Path(folder).resolve().is_relative_to(read):
+                yield key, f"this lies in the folder of {other}: choose one of its own"
+
+# %% ../../nbs/audit/file.ipynb #56689eed
+_SAME = (  # two keys, of which the first cannot be the second, and why
+    ("suspect.model", "released.log", "the suspect's answers would be the log itself"),
+    ("suspect.model", "owned.model", "it is that model, and no test is needed to say so"),
+    ("suspect.model", "owned.trained_on", "the suspect's answers would be your own pictures"),
+    ("suspect.base", "suspect.model", "compared to itself, it would have learnt nothing"),
+    ("control.others", "released.log", "the share of the log in a control would be all of it"),
+)
+
+# %% ../../nbs/audit/file.ipynb #36c0a808
+def _check_others(audit: AuditFile) -> Iterator:  # (key, advice)
+    "One folder where two are needed."
+    folders = _folders_of(audit)
+    for key, other, why in _SAME:
+        if key in folders and folders[key] == folders.get(other):
+            yield key, f"this is {other} too, and {why}: give another"
 
 # %% ../../nbs/audit/file.ipynb #38800366
 _LOCAL = ("model", "adapter", "file")
@@ -1069,9 +1107,12 @@ def accesses(
 def _function_beside(file: Path, name: str) -> Any:
     "What a module beside the file defines. Nothing of it stays: another audit may have another."
     sys.path.insert(0, str(file.parent))
+    stdin = sys.stdin
     try:
-        defined = runpy.run_path(str(file))
+        with open(os.devnull) as sys.stdin:  # nobody is asked on the terminal
+            defined = runpy.run_path(str(file))
     finally:
+        sys.stdin = stdin
         sys.path.remove(str(file.parent))
     if name not in defined:
         raise ValueError(f"{file.name} defines no {name}: give module:function")
@@ -1096,6 +1137,20 @@ def _own_function(audit: AuditFile, function: str, takes: str) -> Callable:
         raise TypeError(f"this cannot be called: give a function of {takes}")
     return found
 
+# %% ../../nbs/audit/file.ipynb #89763938
+def _check_takes(function: Callable, settings: dict, kind: str) -> None:
+    "Raise ValueError for a function that cannot be called as a suspect is."
+    asked = ("pictures",) if kind == "classifier" else ("prompts", "seeds")
+    try:
+        signature(function).bind(*asked, **settings)
+    except TypeError as e:
+        takes = " and ".join(asked)
+        raise ValueError(
+            f"it cannot be asked ({e}): it is given {takes}, and settings by name"
+        ) from None
+    except ValueError:  # of the library: it does not tell what it takes
+        return
+
 # %% ../../nbs/audit/file.ipynb #f90cd758
 def suspect_function(
     audit: AuditFile,  # with suspect.adapter
@@ -1106,6 +1161,7 @@ def suspect_function(
     no such function, TypeError where it cannot be called."""
     found = _own_function(audit, audit.suspect.adapter, "prompts and seeds")
     settings = {k: v for k, v in audit.suspect.settings.items() if k != "classes"}
+    _check_takes(found, settings, audit.suspect.kind)
     return partial(found, **settings) if settings else found
 
 # %% ../../nbs/audit/file.ipynb #cb81978f
@@ -1127,11 +1183,13 @@ def _opens(suspect: Suspect) -> None:
         named_base(adapter_file(given))
     elif kind == "address":
         service_origin(given)
+        check_manners(**{k: v for k, v in suspect.settings.items() if k in ADDRESS})
     elif kind == "answers":
         collected_answers(given)
     elif kind == "recipe":
         recipe = _recipe(given)
         check_recipe(recipe, _with_sides({**recipe.options, **suspect.settings}))
+        check_manners(**{k: v for k, v in suspect.settings.items() if k in SERVICE})
 
 # %% ../../nbs/audit/file.ipynb #6a17c21e
 def _classifier_opens(given: str) -> None:
@@ -1140,7 +1198,10 @@ def _classifier_opens(given: str) -> None:
         service_origin(given)
     elif os.path.isdir(given):
         check_classifier_folder(given)
-    elif not given.startswith("hub:") and not os.path.exists(given):
+    elif given.startswith("hub:"):
+        if not _is_hub_name(given.removeprefix("hub:")):
+            raise ValueError(f"{given} is no name of the hub: give hub:owner/name")
+    elif not os.path.exists(given):
         raise FileNotFoundError(
             f"there is no {given}: give a folder, an .onnx file, an address, a table of answers or "
             "hub:owner/name"
@@ -1155,6 +1216,14 @@ def _known_settings(suspect: Suspect) -> tuple | None:  # None: whatever it asks
         return (*OPTIONS[classifier_kind(suspect.model)], "classes")
     return _SETTINGS.get(suspect_kind(suspect.model))
 
+# %% ../../nbs/audit/file.ipynb #efcef198
+_OF_MODELS = {
+    "batch_size": SETTINGS["batch_size"],
+    "mixed_precision": Choice((*PRECISIONS, "auto")),
+    "device": Text(r"cpu|mps|cuda(:\d+)?", "cpu, cuda, cuda:1 or mps"),
+    "progress": Switch(),
+}
+
 # %% ../../nbs/audit/file.ipynb #272f2b8f
 def _check_settings(suspect: Suspect) -> Iterator:  # (key, advice)
     "Settings that are of no use, and keys that the environment does not have."
@@ -1163,6 +1232,9 @@ def _check_settings(suspect: Suspect) -> Iterator:  # (key, advice)
         if known is not None and name not in known:
             use = f"choose from {', '.join(known)}" if known else "leave it out"
             yield f"suspect.settings.{name}", f"this suspect has no use for it: {use}"
+    for name, allowed in (_OF_MODELS if known is _LOCAL_SETTINGS else {}).items():
+        if name in suspect.settings and not allowed.accepts(suspect.settings[name]):
+            yield f"suspect.settings.{name}", f"give {allowed.words()}"
     for name, value in suspect.settings.get("headers", {}).items():
         if problem := _problem(partial(from_environment, value)):
             yield f"suspect.settings.headers.{name}", problem
@@ -1275,6 +1347,8 @@ def _check_without_log(audit: AuditFile) -> Iterator:  # (key, advice)
     if audit.released is not None:
         return
     generator = audit.suspect.kind == "generator"
+    if audit.suspect.adapter is not None:
+        yield "suspect.adapter", "without a log (released) no function is asked: give suspect.model"
     for key in ("model", "trained_on") if generator else ():
         if getattr(audit.owned, key) is None:
             yield f"owned.{key}", "without a log (released) this is needed: give it"
@@ -1307,6 +1381,9 @@ def _check_classes(audit: AuditFile) -> Iterator:  # (key, advice)
     if audit.suspect.kind != "classifier":
         return
     named = "classes" in audit.suspect.settings
+    lower = [str(name).casefold() for name in audit.suspect.settings.get("classes", ())]
+    if twice := [name for k, name in enumerate(lower) if name in lower[:k]]:
+        yield "suspect.settings.classes", f"{twice[0]!r} comes twice: give each class once"
     if audit.released is not None and not named:
         yield (
             "suspect.settings",
@@ -1343,16 +1420,20 @@ _CHECKS = (
     _check_level,
     _check_score,
     _check_writable,
+    _check_apart,
+    _check_others,
 )
 
 
 def check_file(
     audit: AuditFile,  # from `read_audit`
+    section: str = "",  # only its problems; "": all
 ) -> list:  # sentences; [] where nothing is wrong
     "What would stop an audit, as far as it shows in seconds. No model is loaded, nothing is written."
     found = {}  # of one key, the first
     for check in _CHECKS:
         for key, advice in check(audit):
-            found.setdefault(key, advice)
+            if key.startswith(section):
+                found.setdefault(key, advice)
     in_order = sorted(found, key=lambda key: audit._origin._line(tuple(key.split("."))) or 0)
     return [audit.refusal(key, found[key]) for key in in_order]

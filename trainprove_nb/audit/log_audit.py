@@ -79,6 +79,21 @@ def _log(audit: AuditFile, store: Store, progress: bool) -> AuditLog:
     asked_for = (released.account, sampler, released.withheld, released.encoder)
     return released_log(store, released.log, *asked_for, progress)
 
+# %% ../../nbs/audit/log_audit.ipynb #f4795826
+def _told_of(function: Callable, name: str) -> Callable:
+    "A function whose failures name it."
+
+    def asked(*question):
+        try:
+            return function(*question)
+        except (Exception, SystemExit) as e:
+            why = " ".join(f"{type(e).__name__} {e}".split())[:200]
+            raise ValueError(
+                f"{name} failed when it was asked ({why}): correct it, and run again"
+            ) from e
+
+    return asked
+
 # %% ../../nbs/audit/log_audit.ipynb #7287f5e3
 def _adapter(audit: AuditFile) -> Asked:
     "A function of the user's own. What it answered is not used for another version of its file."
@@ -86,7 +101,8 @@ def _adapter(audit: AuditFile) -> Asked:
     file = module_beside(audit, given.adapter)
     name = {"adapter": given.adapter, "settings": dict(given.settings)}
     name |= {"code": file_digest(file)} if file else {}
-    return Asked(suspect_function(audit), name, None, {"adapter": given.adapter})
+    function = _told_of(suspect_function(audit), given.adapter)
+    return Asked(function, name, None, {"adapter": given.adapter})
 
 # %% ../../nbs/audit/log_audit.ipynb #adbf6163
 def _generator(audit: AuditFile, folder: str) -> Asked:
@@ -167,6 +183,10 @@ def open_log_audit(
     elif opened.access == "classes":
         opened.reference_name = audit.suspect.base or ""
     _look_for_the_owner(opened)
+    if audit.control.rhos:
+        _others(
+            opened, audit.control.others
+        )  # read now: what is wrong with it is told before questions
     return opened
 
 # %% ../../nbs/audit/log_audit.ipynb #58362594
@@ -382,6 +402,7 @@ def _control_base(opened) -> str | None:
 def run_controls(
     opened: LogAudit,
     progress: bool = False,
+    begin: Callable = str,  # is told the name of each when it begins, as `Course` has it
 ) -> list:  # of (ρ, its verdict)
     "Train suspects of one's own, a share ρ of the log in their data, and put them to the same test."
     control, base = opened.audit.control, _control_base(opened)
@@ -393,7 +414,11 @@ def run_controls(
         make = partial(_control_generator, opened, base, how)
     else:
         return []
-    return [(rho, _control_verdict(opened, make(rho), progress)) for rho in control.rhos]
+    found = []
+    for rho in control.rhos:
+        begin(f"control, ρ = {rho:g}")
+        found.append((rho, _control_verdict(opened, make(rho), progress)))
+    return found
 
 # %% ../../nbs/audit/log_audit.ipynb #f818f0e3
 def _control_generator(opened, base, how, rho) -> Asked:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..data.folders import read_pairs
 from ..data.pairs import pixels
+from ..data.pictures import read_picture
 from ..evidence.redrawn_log import PNG, draw_withheld
 from ..evidence.release_log import JOURNAL, read_log
 from ..lab.store import Store, recipe_name, seed_of
@@ -150,6 +151,19 @@ def _numbered(part: Dataset, first: int) -> Dataset:
     blocks = [str(first + int(b)) for b in part["block"]]
     return part.remove_columns("block").add_column("block", blocks)
 
+# %% ../../nbs/audit/released.ipynb #289150e2
+def _check_released(found: list, folder: Path) -> None:  # found: (file, prompt)
+    "Raise ValueError for a prompt that is blank, a file that is no picture, and one picture over and over."
+    for file, text in found:
+        if not text.strip():
+            raise ValueError(f"a picture in {folder} has no prompt: every one needs a text")
+        read_picture(file, name=f"the picture of {text[:60]!r} in {folder}")
+    if len(found) > 2 and len({file for file, _ in found}) == 1:
+        raise ValueError(
+            f"all {len(found)} pictures in {folder} are the same, as a placeholder would be: give those "
+            "that were released"
+        )
+
 # %% ../../nbs/audit/released.ipynb #337ae738
 def _folder_files(folder: Path) -> tuple:  # (files, prompts)
     "Released pictures of an imagefolder or dataset, each once."
@@ -159,6 +173,7 @@ def _folder_files(folder: Path) -> tuple:  # (files, prompts)
         pairs = read_pairs(folder).cast_column("image", ImageFeature(decode=False))
         found = [(row["image"]["bytes"], row["text"]) for row in pairs]
     once = list(dict.fromkeys(found))
+    _check_released(once, folder)
     return [file for file, _ in once], [text for _, text in once]
 
 # %% ../../nbs/audit/released.ipynb #3a185a4d

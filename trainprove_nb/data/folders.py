@@ -35,10 +35,15 @@ def _lines(file):
         raise ValueError(
             f"{file} is not UTF-8 (but perhaps Latin-1 or UTF-16): save it again as UTF-8"
         ) from None
+    except OSError as e:
+        raise ValueError(f"{file} cannot be read ({e.strerror}): copy it again") from None
 
 # %% ../../nbs/data/folders.ipynb #aa19ae15
 def _inside(folder, name):
-    "The file of that name. ValueError when it lies outside the folder."
+    "The file of that name. ValueError when it lies outside the folder, or cannot be a name."
+    parts = Path(name).parts
+    if "\0" in str(name) or any(len(part.encode(errors="replace")) > 255 for part in parts):
+        raise ValueError(f"{str(name)[:60]!r}... in {folder} is no name of a file: correct it")
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
@@ -64,6 +69,9 @@ def _metadata_row(
         ) from None
     return name, _text(text, name, folder)
 
+# %% ../../nbs/data/folders.ipynb #6678de9c
+_LONGEST = 20_000  # characters of a caption
+
 # %% ../../nbs/data/folders.ipynb #28ac3f50
 def _text(text, name, path):
     "A caption without the mark that some programs begin with. ValueError when it is no text."
@@ -72,6 +80,9 @@ def _text(text, name, path):
     if not isinstance(text, str):
         kind = f"a list of {len(text)}" if isinstance(text, list) else f"{text!r}"[:60]
         raise ValueError(f"the caption of {name} in {path} is {kind}: every image needs a text")
+    if len(text) > _LONGEST:
+        told = f"{len(text):,} characters: give at most {_LONGEST:,}"
+        raise ValueError(f"the caption of {name} in {path} has {told}")
     if re.search("[\ud800-\udfff]", text):
         raise ValueError(f"the caption of {name} in {path} has half a character: write it again")
     return text.removeprefix("\ufeff")
@@ -206,10 +217,11 @@ def _file(image, name: str, path: Path):
         return image
     if isinstance(image, str):
         return _inside(path, image)
-    if image and image.get("bytes"):
-        return image["bytes"]
-    if image and image.get("path"):
-        return _inside(path, image["path"])
+    told = image if isinstance(image, dict) else {}
+    if told.get("bytes"):
+        return told["bytes"]
+    if told.get("path"):
+        return _inside(path, told["path"])
     raise ValueError(f"{name} in {path} has no picture: remove it, or add one")
 
 # %% ../../nbs/data/folders.ipynb #413d38e9

@@ -55,7 +55,8 @@ def _why(e):
     if isinstance(e, UnidentifiedImageError):
         return "it is no picture"
     text = " ".join(str(e).split())[:100]
-    return text if type(e) is ValueError else f"{type(e).__name__}: {text}"  # ours says enough
+    plain = type(e) in (ValueError, OSError) and text  # these say enough
+    return text if plain else f"{type(e).__name__}: {text}"
 
 # %% ../../nbs/data/pictures.ipynb #d796d85e
 def read_picture(

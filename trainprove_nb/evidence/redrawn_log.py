@@ -138,9 +138,10 @@ def draw_withheld(
     _check_numbers(prompts, pictures, "pictures", withheld)
     given = [_as_file(x) for x in pictures]
     seeds = np.reshape(_fresh_seeds(withheld * len(prompts), seed), (-1, withheld)).tolist()
-    kept = [_draw_files(p, s, draw, encoder or PNG) for p, s in zip(prompts, seeds, strict=True)]
-    for file, fresh in zip(given, kept, strict=True):
-        _check_kind(file, fresh[0])
+    kept = []
+    for file, prompt, own in zip(given, prompts, seeds, strict=True):
+        kept.append(_draw_files(prompt, own, draw, encoder or PNG))
+        _check_kind(file, kept[-1][0])  # at once: the first tells before the others are drawn
     return _side_by_side(prompts, [[file] for file in given], kept)
 
 # %% ../../nbs/evidence/redrawn_log.ipynb #3e8b047e

@@ -323,22 +323,49 @@ def _read_rows(folder: Path) -> list:  # dicts
             ) from None
     return rows
 
+# %% ../../nbs/evidence/release_log.ipynb #5f1423b0
+def _read_table(file: Path) -> pd.DataFrame:
+    "A log.parquet. Raises ValueError when it cannot be read, or lacks a column."
+    try:
+        table = pd.read_parquet(file)
+    except Exception as e:
+        why = " ".join(str(e).split())[:100]
+        raise ValueError(f"{file} cannot be read ({why}): take it from a copy") from None
+    if missing := [c for c in COLUMNS if c not in table]:
+        raise ValueError(
+            f"{file} lacks the column(s) {', '.join(missing)}: give a log as `compact` writes it"
+        )
+    return table[COLUMNS]
+
+# %% ../../nbs/evidence/release_log.ipynb #4e2f3655
+def _check_rows(table: pd.DataFrame, folder: Path) -> None:
+    "Raise ValueError for a picture without a prompt, or of a side that there is not."
+    for prompt in table.prompt:
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(f"{folder} has a picture whose prompt is {prompt!r}: a text is needed")
+    for side in table.side:
+        if side not in ("released", "withheld"):
+            raise ValueError(
+                f"{folder} has a picture whose side is {side!r}: it is released or withheld"
+            )
+
 # %% ../../nbs/evidence/release_log.ipynb #a6a90c43
 def log_table(
     folder: str,  # with lines.jsonl, or log.parquet
 ) -> pd.DataFrame:  # a row a picture; columns as in `COLUMNS`
     """A log as a table.
 
-    Raises FileNotFoundError when there is none, ValueError for unreadable lines or missing columns."""
+    Raises FileNotFoundError when there is none, ValueError for what cannot be read, and for pictures without
+    a prompt or of a side that there is not."""
     folder = Path(folder)
     if (folder / JOURNAL).exists():
-        return pd.DataFrame(_read_rows(folder), columns=COLUMNS)
-    if not (folder / "log.parquet").exists():
+        table = pd.DataFrame(_read_rows(folder), columns=COLUMNS)
+    elif (folder / "log.parquet").exists():
+        table = _read_table(folder / "log.parquet")
+    else:
         raise FileNotFoundError(f"no log in {folder}: expected {JOURNAL} or log.parquet")
-    table = pd.read_parquet(folder / "log.parquet")
-    if missing := [c for c in COLUMNS if c not in table]:
-        raise ValueError(f"{folder / 'log.parquet'} lacks the column(s) {', '.join(missing)}")
-    return table[COLUMNS]
+    _check_rows(table, folder)
+    return table
 
 # %% ../../nbs/evidence/release_log.ipynb #078acf49
 def compact(
@@ -395,12 +422,16 @@ def _picture_file(folder: Path, row) -> bytes:
     "The file of one picture. Raises ValueError when it is not there, or another."
     if not row.file:
         raise ValueError(f"{folder} keeps no pictures: draw them again, see redraw_log")
+    if not (folder / row.file).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{row.file} leads out of {folder}: copy the picture into the log")
     try:
         file = (folder / row.file).read_bytes()
     except FileNotFoundError:
         raise ValueError(f"{folder / row.file} is not there: take it from a copy") from None
     if hashlib.sha256(file).hexdigest() != row.sha256:
-        raise ValueError(f"{folder / row.file} is not the picture that was logged")
+        raise ValueError(
+            f"{folder / row.file} is not the picture that was logged: take it from a copy"
+        )
     return file
 
 # %% ../../nbs/evidence/release_log.ipynb #297ad520

@@ -132,6 +132,20 @@ PICKLES = (
     "with safe_serialization=True, and give that, or a folder of collected answers"
 )
 
+# %% ../../nbs/models/pipelines.ipynb #9fde91b5
+_WORDS = {  # in what diffusers says -> what it means
+    "ignore_mismatched_sizes|expected shape": "weights of it have other shapes than its config.json says",
+    r"expected \[.*\], but only": "its model_index.json does not list all parts that such a pipeline has",
+    "is not one of the libraries": "it has code of its own, which is not run",
+    "Unable to load weights": "a file of its weights was cut, or is none",
+    "module diffusers has no attribute": "it is of a class that diffusers does not have",
+}
+
+
+def _in_our_words(said: str) -> str:
+    "What the library says; in plain words where it says it at length, or of its own code."
+    return next((ours for theirs, ours in _WORDS.items() if re.search(theirs, said)), said)
+
 # %% ../../nbs/models/pipelines.ipynb #7c236df9
 def _told(e: Exception, name: str) -> str:
     "What went wrong while a model was loaded, and what to do about it."
@@ -142,7 +156,7 @@ def _told(e: Exception, name: str) -> str:
     pickles = [f for end in ("bin", "ckpt", "pt", "pth") for f in Path(name).glob(f"*/*.{end}")]
     if pickles or any("necessary `safetensors` weights" in str(link) for link in chain):
         return f"{_first_line(e)}; {PICKLES}"
-    return f"{_first_line(e)}; copy it again, or give another"
+    return f"{_in_our_words(_first_line(e))}; copy it again, or give another"
 
 # %% ../../nbs/models/pipelines.ipynb #e95b3eea
 def _chain(e: Exception | None) -> Iterator[Exception]:

@@ -102,9 +102,14 @@ def named_base(
 ) -> str:  # what `load_model` takes
     "The base that an adapter was trained on. Raises ValueError when it does not say."
     config, card = file.with_name("adapter_config.json"), _card(file)
-    named = ModelCard(card, ignore_metadata_errors=True).data.base_model if card else None
-    if not named and config.is_file():
-        named = json.loads(config.read_text()).get("base_model_name_or_path")
+    try:
+        named = ModelCard(card, ignore_metadata_errors=True).data.base_model if card else None
+        if not named and config.is_file():
+            named = json.loads(config.read_text()).get("base_model_name_or_path")
+    except Exception as e:
+        raise ValueError(
+            f"the card or the adapter_config.json beside {file} cannot be read ({_short(e)}): name its base"
+        ) from None
     named = named[0] if isinstance(named, list) and named else named
     if not named:
         raise ValueError(f"{file} does not say what it was trained on: name its base")

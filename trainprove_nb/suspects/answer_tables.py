@@ -209,6 +209,8 @@ class CSVClassifier:
         files: list | None = None,  # names of the pictures' files, as asked; None: `picture_names`
         mapping: dict | None = None,  # {its name: ours}; wins over what names say
     ):
+        if files is not None and not isinstance(files, list | tuple):
+            raise ValueError(f"files = {files!r}: give a list of the pictures' file names")
         self.path, self.files, self.places = path, files, None
         columns, rows = read_table(path)
         groups, named = [[k] for k in range(len(rows))], _columns(columns, FILES, classes)

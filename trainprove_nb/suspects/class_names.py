@@ -55,6 +55,8 @@ def some_of(
 # %% ../../nbs/suspects/class_names.ipynb #023002d1
 def _check_mapping(mapping, classes):
     "The mapping, or an empty one; ValueError where it leads to no class of ours."
+    if not isinstance(mapping or {}, dict):
+        raise ValueError(f"mapping = {mapping!r}: give names, as in {{its name: ours}}")
     for theirs, ours in (mapping or {}).items():
         if ours not in classes:
             raise ValueError(

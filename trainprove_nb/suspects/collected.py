@@ -7,6 +7,7 @@ __all__ = ['TABLES', 'FILES', 'PROMPTS', 'metadata_tables', 'collected_answers']
 
 # %% ../../nbs/suspects/collected.ipynb #30a87c21
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -14,17 +15,30 @@ import pyarrow as pa
 
 from ..data.folders import _inside, _lines
 
-# %% ../../nbs/suspects/collected.ipynb #46246bed
+# %% ../../nbs/suspects/collected.ipynb #ac5ddcbf
 TABLES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_MOST = 2_000  # folders within a folder of answers
 
+# %% ../../nbs/suspects/collected.ipynb #d746aafb
+def _tables_in(folder: Path) -> list:
+    "All tables of a folder, sorted. Raises ValueError for half a disk."
+    found = []
+    for k, (place, _, names) in enumerate(os.walk(folder)):
+        if k > _MOST:
+            raise ValueError(
+                f"{folder} has more than {_MOST:,} folders in it: give the one with the pictures"
+            )
+        found += [Path(place) / name for name in names if name in TABLES]
+    return sorted(found)
 
+# %% ../../nbs/suspects/collected.ipynb #46246bed
 def metadata_tables(
     folder: Path,  # of pictures
 ) -> list:  # paths, those of sub-folders too
     """The files that say which prompt each picture answers.
 
     Raises FileNotFoundError without any, ValueError for two kinds of them."""
-    tables = sorted(f for f in Path(folder).rglob("metadata.*") if f.name in TABLES)
+    tables = _tables_in(Path(folder))
     if not tables:
         raise FileNotFoundError(
             f"no metadata.jsonl in {folder}: each line needs file_name and text{_instead(folder)}"

@@ -21,7 +21,7 @@ from trainprove_nb.suspects.adapters import (
     safe_file,
     weight_names,
 )
-from .collected import TABLES
+from .collected import _tables_in
 from .generators import FolderSuspect, Suspect
 from .hosted import ServiceSuspect
 from .own_settings import own_suspect
@@ -29,11 +29,14 @@ from .service_recipes import RECIPES, WORD, _texts
 from .services import HTTPSuspect
 from .transport import shown
 
+# %% ../../nbs/suspects/opening.ipynb #66f43f3c
+_ALMOST = r"\w+:/|www\.|localhost\b|[\w.-]+:\d+\b"  # how an address begins that was not written out
+
 # %% ../../nbs/suspects/opening.ipynb #98538b11
 def suspect_kind(
     given: str,  # what one has
 ) -> str:  # "address", "recipe", "answers", "adapter", "file" or "model"
-    "What a suspect is given by. Raises ValueError for a file that is none of them."
+    "What a suspect is given by. Raises ValueError for a file or an address that is none of them."
     place = Path(given)
     if given.startswith(("http://", "https://")):
         return "address"
@@ -43,6 +46,10 @@ def suspect_kind(
         return _folder_kind(place)
     if place.is_file() or place.suffix in (".safetensors", ".ckpt"):
         return "adapter" if _adapting(weight_names(safe_file(given))) else "file"
+    if re.match(_ALMOST, given, re.I):
+        raise ValueError(
+            f"{shown(given)} seems to be an address: begin it with http:// or https://"
+        )
     return "model"
 
 # %% ../../nbs/suspects/opening.ipynb #a95a16d5
@@ -50,7 +57,7 @@ def _folder_kind(folder: Path) -> str:
     "What a folder holds."
     if (folder / "model_index.json").is_file():
         return "model"
-    if any(f.name in TABLES for f in folder.rglob("metadata.*")):
+    if _tables_in(folder):
         return "answers"
     weights = [f for f in folder.glob("*.safetensors")]
     if any((folder / name).is_file() for name in STANDARD):

@@ -7,6 +7,7 @@ __all__ = ['WORDS', 'LONGEST', 'Refused', 'Later', 'own_words', 'good', 'Unanswe
 
 # %% ../../nbs/suspects/patience.ipynb #98f7c681
 import json
+import math
 import random
 import threading
 import time
@@ -86,6 +87,8 @@ def _problem(e):
         return f"the reply has no {e}"
     if type(e) in (ValueError, Refused, Later, ConnectionError):  # ours say enough
         return str(e)
+    if isinstance(e, json.JSONDecodeError):
+        return "the reply is no picture, and no JSON"
     return f"{type(e).__name__}: {scrubbed(str(e))[:200]}"
 
 # %% ../../nbs/suspects/patience.ipynb #bc4dfaf3
@@ -124,6 +127,10 @@ def persist(
 class Spent(ValueError):
     "The budget of questions is spent."
 
+# %% ../../nbs/suspects/patience.ipynb #97f72f6e
+_MOST = {"at_once": 1_001}
+_SAID = {"per_minute": "", "at_once": ", whole and at most 1,000", "budget": ", a whole one"}
+
 # %% ../../nbs/suspects/patience.ipynb #cae7aa6a
 class Pace:
     "How fast and how often a service may be asked, by all who share this, from whatever thread."
@@ -135,9 +142,10 @@ class Pace:
         budget: int | None = None,  # questions in all; None: no limit
     ):
         for name, value in (("per_minute", per_minute), ("at_once", at_once), ("budget", budget)):
-            number = isinstance(value, int | float)
-            if value is not None and not (number and value > 0):
-                raise ValueError(f"{name} = {value!r}: give a number above 0")
+            kind = int | float if name == "per_minute" else int
+            number = isinstance(value, kind) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < _MOST.get(name, math.inf)):
+                raise ValueError(f"{name} = {value!r}: give a number above 0{_SAID[name]}")
         self.per_minute, self.at_once, self.budget = per_minute, at_once, budget
         self.spent, self.next, self.lock = 0, 0.0, threading.Lock()
 

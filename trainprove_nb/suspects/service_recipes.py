@@ -150,7 +150,11 @@ def _check_address(url: str) -> None:
 
 # %% ../../nbs/suspects/service_recipes.ipynb #7d6cee8a
 def _check_header(name: str, value: str) -> None:
-    "Raises ValueError for a key that is written out, or is not in the environment."
+    "Raises ValueError for what cannot be sent, a key that is written out, or is not in the environment."
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError(
+            f"the recipe's header {name} cannot be sent: give it as a text on one line"
+        )
     if re.search("auth|key|token|secret|cookie", name, re.I) and "$" not in value:
         raise ValueError(
             f"the header {name} has its key written out: put it into the environment, and write $NAME"
@@ -165,12 +169,27 @@ def _check_path(path: str) -> None:
     except jmespath.exceptions.ParseError:
         raise ValueError(f"{path!r} is no JMESPath: see https://jmespath.org") from None
 
+# %% ../../nbs/suspects/service_recipes.ipynb #0359515e
+def _check_kinds(recipe: Recipe) -> None:
+    "Raises ValueError for a part of a recipe that is of another kind, as JSON lets it be."
+    texts = {"url": str, "headers": dict, "options": dict, "error": str}
+    texts |= dict.fromkeys(("picture", "file"), str | None)
+    for name, kind in texts.items():
+        if not isinstance(value := getattr(recipe, name), kind):
+            wanted = "names with values" if kind is dict else "a text"
+            raise ValueError(f"the recipe's {name} is {str(value)[:40]!r}: give {wanted}")
+    if recipe.method not in ("GET", "POST", "PUT", "PATCH"):
+        raise ValueError(
+            f"the recipe's method is {recipe.method!r}: choose from GET, POST, PUT, PATCH"
+        )
+
 # %% ../../nbs/suspects/service_recipes.ipynb #76379f61
 def check_recipe(
     recipe: Recipe,
     options: dict,  # word -> value, besides `prompt` and `seed`
 ) -> None:
     "Raises ValueError for a recipe that cannot be used as it is."
+    _check_kinds(recipe)
     texts = [recipe.url, *_texts(recipe.body)]
     texts += [t for word in re.findall(WORD, " ".join(texts)) for t in _texts(options.get(word))]
     words = set(re.findall(WORD, " ".join(texts)))
@@ -192,10 +211,15 @@ def read_recipe(
     try:
         told = json.loads(Path(file).read_text(encoding="utf-8-sig"))
         poll = {"poll": Poll(**_tuples(told["poll"]))} if told.get("poll") else {}
-        return Recipe(**{**told, **poll})
-    except (ValueError, TypeError, AttributeError, KeyError) as e:
+        recipe = Recipe(**{**told, **poll})
+        _check_kinds(recipe)
+        return recipe
+    except (ValueError, TypeError, AttributeError, KeyError, OSError) as e:
         known = ", ".join(f.name for f in fields(Recipe))
-        why = " ".join(str(e).split())[:100]
+        why = " ".join(str(e).split())[:100].replace("Recipe.__init__() got", "it has")
+        why = why.replace("Poll.__init__() missing", "its poll lacks").replace(
+            "keyword argument", "key"
+        )
         raise ValueError(f"{file} is no recipe ({why}): it is JSON with {known}") from None
 
 # %% ../../nbs/suspects/service_recipes.ipynb #8d123842

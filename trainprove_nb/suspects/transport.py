@@ -105,10 +105,10 @@ def origin(
         found = parts.scheme, parts.hostname, parts.port or usual
     except ValueError:  # what python says of it repeats a part of it
         found = "", "", None
-    if not all(found):
+    if not all(found) or re.search(r"\s", url):
         kind = url.partition(":")[0][:12]
         raise ValueError(
-            f"{kind!r} begins no address of a service: give one that begins with http:// or https://"
+            f"{kind!r} begins no address of a service: give one that begins with http:// or https://, without spaces"
         )
     return found
 
@@ -171,6 +171,13 @@ def _followed(method, url, headers, body, until, limit) -> requests.Response:
         url = to
     raise ValueError(f"it was sent on more than five times, at last to {shown(url)}")
 
+# %% ../../nbs/suspects/transport.ipynb #8e8b61be
+def _why_not(e: requests.RequestException, secrets) -> str:
+    "Why nothing came, in a few words and without a key."
+    if isinstance(e, requests.ConnectionError) and not isinstance(e, requests.exceptions.SSLError):
+        return "Connection failed: nobody answers there, or the address is not known"
+    return f"{type(e).__name__}: {scrubbed(str(e), secrets)[:200]}"
+
 # %% ../../nbs/suspects/transport.ipynb #9a16c1b6
 def send(
     method: str,  # "GET", "POST", ...
@@ -188,7 +195,7 @@ def send(
     try:
         return within(timeout, lambda: _followed(method, url, headers, body, until, limit))
     except requests.RequestException as e:
-        why = f"{type(e).__name__}: {scrubbed(str(e), headers.values())[:200]}"
+        why = _why_not(e, headers.values())
     raise ConnectionError(why)
 
 # %% ../../nbs/suspects/transport.ipynb #c3cca68a
