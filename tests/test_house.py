@@ -329,6 +329,41 @@ def test_nothing_of_the_checkout_can_be_imported(installed, tmp_path):
     assert cell.outputs[0].text.strip() == str(expected)
 
 
+def test_every_notebook_installs_the_package_where_it_is_missing():
+    assert run("tools/colab.py", "--check").returncode == 0
+    assert [p for p in NOTEBOOKS if json.loads((ROOT / p).read_text())["nbformat"] != 4] == []
+
+
+IN_COLAB = """
+import importlib.util, json, sys
+from IPython.core.interactiveshell import InteractiveShell
+
+
+shell, asked = InteractiveShell.instance(), []
+shell.register_magic_function(lambda line: asked.append(line), "line", "pip")
+found = importlib.util.find_spec
+cells = json.load(open(sys.argv[1]))["cells"]
+code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+code = [c for c in code if not c.startswith("#| default_exp")]
+importlib.util.find_spec = lambda name: None
+shell.run_cell(code[0]).raise_error()
+importlib.util.find_spec = found
+assert asked == ["install -q git+https://github.com/trainprove/trainprove_nb"], asked
+for cell in code:
+    shell.run_cell(cell).raise_error()
+assert len(asked) == 1  # where the package is there, nothing is installed
+"""
+
+
+@pytest.mark.parametrize("page", ["report/ranges", "evidence/log_test", "evidence/exercises"])
+def test_a_page_runs_from_the_wheel_in_an_empty_folder(installed, tmp_path, page):
+    "As in Colab: the notebook alone, and what the wheel brings."
+    (tmp_path / "colab.py").write_text(IN_COLAB)
+    (tmp_path / "page.ipynb").write_bytes((NBS / f"{page}.ipynb").read_bytes())
+    done = installed.run("colab.py", "page.ipynb", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
 def test_installed_package_draws_the_claims_again(installed, tmp_path):
     installed.trainprove("figures", "claims", "--redraw", cwd=tmp_path)
     drawn, shipped = results(tmp_path, "claims"), NBS / "experiments/results/claims"

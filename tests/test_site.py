@@ -55,6 +55,15 @@ def test_every_notebook_has_a_page_with_one_title(pages):
     assert [name for name, html in pages.items() if len(html.find_all("h1")) != 1] == []
 
 
+def test_every_page_opens_in_colab(pages):
+    "The notebook that its link names is the page's, and is there."
+    main = "https://colab.research.google.com/github/trainprove/trainprove_nb/blob/main/"
+    for name, html in pages.items():
+        notebook = html.find("a", class_="colab")["href"].removeprefix(main)
+        assert (ROOT / notebook).is_file() and notebook == f"nbs/{name[:-5]}.ipynb"
+        assert "find_spec" not in html.get_text()  # the cell that installs is not part of the page
+
+
 def dead_links(site, pages):
     "Links within the site that lead nowhere: (page, link)."
     anchors = {name: {e["id"] for e in html.find_all(id=True)} for name, html in pages.items()}

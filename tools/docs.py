@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import yaml
 from bs4 import BeautifulSoup, NavigableString
+from colab import PLACE
 from execnb.nbio import read_nb
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from latex2mathml.converter import convert
@@ -237,6 +238,7 @@ def write_pages(out: Path, book: list) -> None:
         html = template.render(
             site=config.title, page=found, book=book, before=before, after=after, link=link,
             base=base, body=str(found.body), source=config.git_url,
+            colab=PLACE + found.file.with_suffix(".ipynb").as_posix(),
         )  # fmt: skip
         (out / found.file).parent.mkdir(parents=True, exist_ok=True)
         (out / found.file).write_text(html, encoding="utf-8")

@@ -145,14 +145,14 @@ def check_machine(
 def _told(gigabytes):
     return f"{gigabytes:,.0f} GB" if gigabytes >= 10 else f"{gigabytes:.2g} GB"
 
-
+# %% ../../nbs/report/ready.ipynb #a4430884
 def _memory():
     "Gigabytes that models may take: of the graphics card, or of the machine."
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory / 1e9
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
-
+# %% ../../nbs/report/ready.ipynb #e4d1af8d
 def _processor():
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no graphics card"
 
