@@ -20,10 +20,12 @@ from trainprove_nb.audit.outlook import expected_power, log_size, outlook
 from trainprove_nb.audit.released import AuditLog, Sampler, encoder_of, released_log, with_withheld
 from trainprove_nb.audit.scores import (
     Asked,
+    asked,
     classes_scores,
     in_small,
     kept_answers,
     named_class,
+    pictures_scores,
     prompts_scores,
     questions,
 )
@@ -31,7 +33,9 @@ from trainprove_nb.data.pairs import pairs
 from trainprove_nb.evidence.log_test import log_test
 from trainprove_nb.evidence.naming import changed
 from trainprove_nb.evidence.release_log import encode
+from trainprove_nb.evidence.restoring import PipelineRestorer, restoring_losses
 from trainprove_nb.lab.store import Store
+from trainprove_nb.suspects.opening import open_suspect
 
 RNG = np.random.default_rng(0)
 
@@ -215,6 +219,24 @@ def test_answers_that_are_none_are_not_kept(tmp_path):
     assert not (tmp_path / "audit-answers").exists() or not list(
         (tmp_path / "audit-answers").iterdir()
     )
+
+
+def test_a_local_pipeline_restores_pictures_and_is_compared_to_another(tmp_path):
+    "By the audit's own way in: it is opened as one that draws from prompts."
+    log = a_log(3, 1)
+    texts = ["a face"] * len(log.texts)
+    log = replace(log, texts=texts)
+    suspect, other = (open_suspect(name) for name in ("mini-v1", "mini-v2"))
+    both = [asked(x, name) for x, name in ((suspect, "mini-v1"), (other, "mini-v2"))]
+    found = pictures_scores(Store(str(tmp_path)), both[0], log, both[1])
+    losses = [
+        restoring_losses(PipelineRestorer(x.pipe), log.images, texts) for x in (other, suspect)
+    ]
+    assert found == pytest.approx(losses[0] - losses[1])
+    kept = sorted(tmp_path.rglob("recipe.json"))
+    assert len(kept) == 2
+    again = pictures_scores(Store(str(tmp_path)), both[0], log, both[1])
+    assert (again == found).all() and sorted(tmp_path.rglob("recipe.json")) == kept
 
 
 def test_scores_do_not_see_labels():

@@ -47,7 +47,7 @@ ARGUMENTS = {
     "one of several parameters": (["fig6", "-s", "N=5", "-s", "delta=1"], "'delta'", "choose"),
     "setting without a value": (["fig6", "--set", "delta0"], "'delta0'", "KEY=VALUE"),
     "setting that is no YAML": (["fig6", "--set", "rhos=[0, 1"], re.escape("'rhos=[0, 1'"), "YAML"),
-    "jobs": (["fig6", "--jobs", "0"], "0 is not in the range x>=1"),
+    "jobs": (["fig6", "--jobs", "0"], "0 is not in the range 1<=x<=100000"),
     "jobs in words": (["fig6", "--jobs", "two"], "'two' is not a valid int"),
 }
 

@@ -147,4 +147,4 @@ def test_the_command_says_what_is_missing_and_starts_nothing(tmp_path, monkeypat
 
 def test_a_wrong_setting_is_one_sentence():
     told = CliRunner().invoke(cli.main, ["check", "fig6", "-s", "N=0"])
-    assert told.exit_code == 1 and told.output.count("\n") == 1 and "N = 0" in told.output
+    assert told.exit_code == 2 and told.output.count("\n") == 1 and "N = 0" in told.output

@@ -286,7 +286,7 @@ def _needed(name, notebook, given):
     try:
         return needed_recipes(name, {**_defaults(notebook), **given})
     except (ValueError, OSError) as e:
-        raise click.ClickException(str(e)) from None
+        raise Wrong(str(e)) from None
 
 # %% ../nbs/cli.ipynb #0836ea2d
 def _tell_estimate(name, notebook, given, seconds):

@@ -29,6 +29,7 @@ from trainprove_nb.audit.scores import (
     pictures_scores,
     prompts_scores,
     questions,
+    restorer_of,
     showings,
     weights_scores,
 )
@@ -146,6 +147,8 @@ def access_of(
             "suspect.access = 'weights', but losses of such a suspect cannot be measured: leave access "
             "out, and it is asked by prompts"
         )
+    if wanted == "pictures":
+        restorer_of(suspect)
     return wanted or ("weights" if able else "prompts")
 
 # %% ../../nbs/audit/log_audit.ipynb #6390bfc4
@@ -161,6 +164,14 @@ def service_answers(
     "Where the answers of a service are kept: each when it comes, and apart from those of others."
     given = identity(audit.suspect.model or audit.suspect.adapter)
     return f"{audit.lab.folder}/audit-answers-of-services/{recipe_name(given)}"
+
+# %% ../../nbs/audit/log_audit.ipynb #3f6538b8
+def _others(opened, folder) -> Dataset | None:
+    "Pictures that are mixed in, at the log's size."
+    if folder is None:
+        return None
+    height, width = opened.log.images.shape[1:3]
+    return read_pairs(folder, size=height if height == width else None)
 
 # %% ../../nbs/audit/log_audit.ipynb #02e9473e
 def open_log_audit(
@@ -183,10 +194,8 @@ def open_log_audit(
     elif opened.access == "classes":
         opened.reference_name = audit.suspect.base or ""
     _look_for_the_owner(opened)
-    if audit.control.rhos:
-        _others(
-            opened, audit.control.others
-        )  # read now: what is wrong with it is told before questions
+    if audit.control.rhos:  # what is wrong with its pictures is told before a question is asked
+        _others(opened, audit.control.others)
     return opened
 
 # %% ../../nbs/audit/log_audit.ipynb #58362594
@@ -305,7 +314,10 @@ def _by_weights(opened, who, progress):
 
 # %% ../../nbs/audit/log_audit.ipynb #229c4e97
 def _by_pictures(opened, who, progress):
-    return pictures_scores(opened.store, who, opened.log, None, progress)
+    pipe, reference = opened.reference, None
+    if pipe is not None:
+        reference = Asked(None, {"weights": weights_digest(pipe)}, pipe)
+    return pictures_scores(opened.store, who, opened.log, reference, progress)
 
 # %% ../../nbs/audit/log_audit.ipynb #dbf65b7f
 _SCORES = {"weights": _by_weights, "pictures": _by_pictures}
@@ -433,14 +445,6 @@ def _control_classifier(opened, how, rho) -> Asked:
     classes = _classes(opened.audit)
     made = str(control_classifier(opened.store, opened.log, classes, rho, **how))
     return Asked(open_classifier(made, classes), {})
-
-# %% ../../nbs/audit/log_audit.ipynb #3f6538b8
-def _others(opened, folder) -> Dataset | None:
-    "Pictures that are mixed in, at the log's size."
-    if folder is None:
-        return None
-    height, width = opened.log.images.shape[1:3]
-    return read_pairs(folder, size=height if height == width else None)
 
 # %% ../../nbs/audit/log_audit.ipynb #32f9a7d0
 def _control_verdict(opened, control: Asked, progress: bool) -> LogVerdict:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART', 'SIDE', 'ROUND', 'Asked', 'asked', 'kept_losses', 'weights_scores', 'gives_weights', 'in_small', 'questions',
-           'kept_answers', 'prompts_scores', 'pictures_scores', 'named_class', 'showings', 'classes_scores']
+           'kept_answers', 'prompts_scores', 'restorer_of', 'kept_restored', 'pictures_scores', 'named_class',
+           'showings', 'classes_scores']
 
 # %% ../../nbs/audit/scores.ipynb #4f35a3d2
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from ..evidence.denoising import LEVELS, denoising_losses, denoising_score
 from ..evidence.matching import Differences, whitened_score, whitening
 from ..evidence.naming import VERSIONS, changed, naming_score
 from ..evidence.release_log import weights_digest
-from ..evidence.restoring import restoring_losses
+from ..evidence.restoring import PipelineRestorer, restoring_losses
 from ..lab.store import Store, file_digest, identity, seed_of
 from ..suspects.checks import check_answers
 from ..suspects.classifiers import ask_classifier
@@ -215,31 +216,50 @@ def prompts_scores(
     scores[there] = whitened_score(found, whitening(found.pictures))
     return scores
 
-# %% ../../nbs/audit/scores.ipynb #55324a4d
-def pictures_scores(
+# %% ../../nbs/audit/scores.ipynb #2e160c50
+def restorer_of(
+    suspect: Asked,
+) -> Callable:  # a `Restorer`
+    "What redraws pictures: the pipeline, or the function. ValueError for a pipeline that cannot."
+    return suspect.suspect if suspect.pipe is None else PipelineRestorer(suspect.pipe)
+
+# %% ../../nbs/audit/scores.ipynb #61683e1e
+def kept_restored(
     store: Store,
-    suspect: Asked,  # takes (pictures, prompts)
+    suspect: Asked,  # with a pipeline, or a function of (pictures, prompts)
     log: AuditLog,
-    reference: Callable | None = None,  # a `Restorer` that saw neither side
+    who: str = "suspect",  # for the progress bar
     progress: bool = False,
-) -> np.ndarray:  # (n,)
-    "How near each picture comes back, less the same by a reference."
-    losses = []
+) -> np.ndarray:  # (n,): the lower, the nearer a picture comes back
+    "Restoring losses of a log's pictures, part by part; not kept where the suspect has no name."
+    about = dict(kind="audit-restored", suspect=suspect.name, log=log.digest)
+    restorer, parts = restorer_of(suspect), []
     starts = range(0, len(log.images), PART)
-    for k in tqdm(starts, desc="pictures", unit="part", disable=not progress):
+    for k in tqdm(starts, desc=f"pictures, {who}", unit="part", disable=not progress):
         images, texts = log.images[k : k + PART], log.texts[k : k + PART]
-        measure = _restored_of(suspect.suspect, images, texts)
-        recipe = dict(kind="audit-restored", suspect=suspect.name, log=log.digest, start=k)
-        losses.append(_kept(store, recipe, measure) if suspect.name else measure())
-    score = -np.concatenate(losses)
-    return (
-        score if reference is None else score + restoring_losses(reference, log.images, log.texts)
-    )
+        measure = _restored_of(restorer, images, texts)
+        recipe = {**about, "start": k}
+        parts.append(_kept(store, recipe, measure) if suspect.name else measure())
+    return np.concatenate(parts)
 
 # %% ../../nbs/audit/scores.ipynb #ffc78216
 def _restored_of(restorer, images, texts) -> Callable:
     "What measures a part when it is missing."
     return lambda: restoring_losses(restorer, images, texts)
+
+# %% ../../nbs/audit/scores.ipynb #55324a4d
+def pictures_scores(
+    store: Store,
+    suspect: Asked,  # with a pipeline, or a function of (pictures, prompts)
+    log: AuditLog,
+    reference: Asked | None = None,  # with a pipeline that saw neither side
+    progress: bool = False,
+) -> np.ndarray:  # (n,)
+    "How near each picture comes back, less the same by a reference."
+    score = -kept_restored(store, suspect, log, "suspect", progress)
+    if reference is None:
+        return score
+    return score + kept_restored(store, reference, log, "reference", progress)
 
 # %% ../../nbs/audit/scores.ipynb #34bcb329
 def named_class(
