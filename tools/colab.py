@@ -11,10 +11,13 @@ NBS = Path(__file__).resolve().parent.parent / "nbs"
 PLACE = "https://colab.research.google.com/github/trainprove/trainprove_nb/blob/main/nbs/"
 CELL = """\
 #| hide
+import sys
 from importlib.util import find_spec
+from subprocess import check_call
 
 if find_spec("trainprove_nb") is None:  # as in Colab
-    %pip install -q git+https://github.com/trainprove/trainprove_nb"""
+    place = "git+https://github.com/trainprove/trainprove_nb"
+    check_call([sys.executable, "-m", "pip", "install", "-q", place])"""
 
 
 def has_cell(notebook) -> bool:
