@@ -844,7 +844,7 @@ KNOBS = {
         "knobs={size: 1000000}": "size = 1000000: give",
         "redraw=5": "redraw = 5: give a text",
         "redraw=sent": "no fig6.json in sent",
-        "backend=dask:tcp://127.0.0.1:9": "nobody answers at",
+        "backend=dask:tcp://127.0.0.1:9": "nobody answers at|needs the library distributed",
         "jobs=3": "jobs has an option of its own",
         "knobs=" + "[" * 500 + "]" * 500: "not YAML that can be read",
         "N=" + "9" * 5000: "not YAML that can be read",

@@ -195,7 +195,7 @@ def test_a_plan_begins_nothing(tmp_path, monkeypatch):
 
 def test_status_without_a_lab_and_with_one(tmp_path):
     code, told = call("status", "--lab", tmp_path / "none")
-    assert code == 1
+    assert code == 2
     sentence(told, "^Error: no lab at", "--lab")
     list(Lab(str(tmp_path)).build([SMOKE.train(SOURCE)], progress=False))
     code, told = call("status", "--lab", tmp_path)

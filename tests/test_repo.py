@@ -57,10 +57,12 @@ def test_notebook_opens_with_title_and_subtitle(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
 def test_imports_have_cells_to_themselves(path):
-    mixed = []
+    mixed = []  # but for the cell that every notebook has, which may run anywhere
     for cell in json.loads((ROOT / path).read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] != "code" or re.search(r"^#\|\s*(export|eval:\s*false)", source, re.M):
+            continue
+        if "# as in Colab" in source:
             continue
         tree = ast.parse(re.sub(r"^[%!].*", "", source, flags=re.M))
         kinds = {isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body}

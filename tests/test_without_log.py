@@ -90,7 +90,7 @@ def test_the_owner_of_classifiers_is_named(case, ran):
         ),
         (
             OWNED + "suspect: {adapter: os.path:join}\n",
-            "suspect.adapter = 'os.path:join': a function",
+            "suspect.adapter = 'os.path:join': without a log",
         ),
         (
             "owned: {model: mini-v2, trained_on: mine, settings: {steps: 4}}\n"

@@ -40,7 +40,8 @@ def add_cell(notebook, name) -> None:
         "outputs": [],
         "source": CELL.splitlines(keepends=True),
     }
-    cells.insert(max([0, *named, *raw[:1]]) + 1, cell)
+    title = next(k for k, c in enumerate(cells) if c["cell_type"] == "markdown")
+    cells.insert(max([title, *named, *raw[:1]]) + 1, cell)
 
 
 def main() -> None:

@@ -72,9 +72,9 @@ def mark_code(nb) -> list:  # of the summaries that folded cells ask for
     for cell in nb.cells:
         if cell.cell_type == "code" and "#| code-fold: show" in cell.source:
             cell.metadata["tags"] = ["exported"]
-        if cell.cell_type == "code" and (named := SUMMARY.search(cell.source)):
+        if cell.cell_type == "code" and "#| code-fold: true" in cell.source:
             cell.metadata["tags"] = ["folded"]
-            summaries.append(named[1])
+            summaries.append(SUMMARY.search(cell.source)[1])
     return summaries
 
 

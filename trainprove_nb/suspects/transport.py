@@ -102,10 +102,11 @@ def origin(
     try:
         parts = urlsplit(url)
         usual = {"http": 80, "https": 443}.get(parts.scheme)
-        found = parts.scheme, parts.hostname, parts.port or usual
+        host = None if re.search(r"\s", parts.netloc) else parts.hostname
+        found = parts.scheme, host, parts.port or usual
     except ValueError:  # what python says of it repeats a part of it
         found = "", "", None
-    if not all(found) or re.search(r"\s", url):
+    if not all(found):
         kind = url.partition(":")[0][:12]
         raise ValueError(
             f"{kind!r} begins no address of a service: give one that begins with http:// or https://, without spaces"
