@@ -43,12 +43,20 @@ def side_by_side(
 def _ours(access: str) -> str:
     return f"log test, {access}"
 
+# %% ../../nbs/report/rivals.ipynb #5c0b7e1a
+def _shared_rho(found) -> float:
+    "The smallest ρ at which every method was asked; where there is none, the largest."
+    asked = [rho for rho in found if all(np.isfinite(rate.value) for rate in found[rho])]
+    return min(asked, default=max(found))
+
 # %% ../../nbs/report/rivals.ipynb #dd6459b5
 def rivals_sentence(
     found: pd.DataFrame,  # of `side_by_side`
-    rho: float = 0.3,
+    rho: float | None = None,  # None: the smallest at which all were asked, else the largest
 ) -> Markdown:
     "Who finds how many infringers at one ρ; those who were asked."
+    if rho is None:
+        rho = _shared_rho(found.drop(columns="innocents accused"))
     asked = found[rho][[np.isfinite(rate.value) for rate in found[rho]]]
     told = ", ".join(
         f"{name} {rate.value:.2f} ({rate.low:.2f}–{rate.high:.2f})" for name, rate in asked.items()
