@@ -133,7 +133,7 @@ def measure_rivals(
     source: Source,
     draws: int = 9999,  # swaps
 ) -> pd.DataFrame:  # columns source, account, kind, rho, suspect, model, access, p, conf
-    "Others' tests of every suspect of a source before the logs that it stands before."
+    "Other tests of every suspect of a source before the logs that it stands before."
     there = Pool(lab, plan, source)
     trials = log_trials(plan.recipes, source, plan.accounts, plan.innocents)
     rows = []
