@@ -65,7 +65,8 @@ def rungs(*conf):
 
 
 @pytest.mark.parametrize(
-    "conf, chosen", [((0.1, 0.6, 0.9), 12), ((0.7, 0.2, 0.1), 6), ((0.1, 0.2, 0.3), 24)]
+    "conf, chosen",
+    [((0.1, 0.6, 0.9), 12), ((0.7, 0.2, 0.1), 6), ((0.1, 0.2, 0.3), 24), ((0.1, 0.5, 0.4), 12)],
 )
 def test_the_first_rung_that_remembers_enough_is_kept(conf, chosen):
     assert looks.chosen_looks(rungs(*conf)) == chosen
@@ -107,6 +108,10 @@ FIG6 = measured(
     {"detection": [0.9, 0.8, 0.95], "generation": [0.5, 0.4, 0.6], "random": [0.3, 0.2, 0.25]}
 )
 KNOWN = pd.DataFrame({"source": ["s", "s"], "strategy": "detection", "own_conf": [0.1, 0.95]})
+ENDS = {"conf_calibrated_high": [0.4, 0.97, 1.0, 1.0], "rho": [1.0, 1.0, 0.3, 1.0]}
+WHO = ["infringing"] * 3 + ["calibration"]
+SEEN = pd.DataFrame({**ENDS, "kind": WHO, "source": "s", "strategy": "detection"})
+LADDERS = {"sources": KNOWN, "looks": SEEN}
 NUMBERS = numbered({20: [0.9, 0.8, 0.9], 30: [0.8, 0.7, 0.85], 50: [0.7, 0.6, 0.7]})
 
 
@@ -116,7 +121,7 @@ def claim(table, words):
 
 
 def test_suspects_are_compared_with_themselves():
-    row = claim(fair.fair_claims(FIG6, NUMBERS, KNOWN, MINI), "(Strategy 1)")
+    row = claim(fair.fair_claims(FIG6, NUMBERS, LADDERS, MINI), "(Strategy 1)")
     gains = np.array([0.6, 0.6, 0.7])
     low, _ = stats.t.interval(0.95, 2, gains.mean(), stats.sem(gains))
     assert row.here == pytest.approx(gains.mean()) and row.low == pytest.approx(low)
@@ -127,31 +132,45 @@ def test_the_worst_point_counts():
     worse = FIG6.copy()
     at = (worse.strategy == "detection") & (worse.rho == 1.0)
     worse.loc[at, "conf_calibrated"] = [0.1, 0.15, 0.05]
-    row = claim(fair.fair_claims(worse, NUMBERS, KNOWN, MINI), "(Strategy 1)")
+    row = claim(fair.fair_claims(worse, NUMBERS, LADDERS, MINI), "(Strategy 1)")
     assert row.here == pytest.approx(-0.15) and row.verdict == "not reproduced"
 
 
 def test_how_many_keys_are_asked_changes_conf_of_the_same_suspect():
-    row = claim(fair.fair_claims(FIG6, NUMBERS, KNOWN, MINI), "N = 20")
+    row = claim(fair.fair_claims(FIG6, NUMBERS, LADDERS, MINI), "N = 20")
     assert row.here == pytest.approx(-np.mean([0.1, 0.1, 0.05])) and row.verdict == "not reproduced"
-    row = claim(fair.fair_claims(FIG6, NUMBERS, KNOWN, MINI), "N = 50")
+    row = claim(fair.fair_claims(FIG6, NUMBERS, LADDERS, MINI), "N = 50")
     assert row.here == pytest.approx(np.mean([0.1, 0.1, 0.15])) and row.bar == "< 0.05"
 
 
 def test_at_other_doses_nothing_is_judged():
-    table = fair.fair_claims(FIG6, NUMBERS, KNOWN, {**MINI, "knobs": {}})
+    table = fair.fair_claims(FIG6, NUMBERS, LADDERS, {**MINI, "knobs": {}})
     assert set(table.verdict) == {"not comparable"}
 
 
-def test_no_suspect_can_know_more_than_its_source():
-    table = fair.fair_claims(FIG6, NUMBERS, KNOWN[:1], MINI)
+@pytest.mark.parametrize(
+    "ladders",
+    [
+        {**LADDERS, "sources": KNOWN[:1]},
+        {**LADDERS, "looks": SEEN[:1].assign(conf_calibrated_high=0.1)},
+    ],
+)
+def test_no_suspect_can_know_more_than_its_source_or_than_one_that_is_not_judged(ladders):
+    table = fair.fair_claims(FIG6, NUMBERS, ladders, MINI)
     assert claim(table, "above .6").verdict == claim(table, "(Strategy 1)").verdict
     assert claim(table, "above .6").verdict == "no chance here"
 
 
+def test_the_ceiling_is_that_of_the_source_that_has_the_least():
+    other = {name: t.assign(source="t") for name, t in LADDERS.items()}
+    other["sources"] = other["sources"].assign(own_conf=0.3)
+    both = {name: pd.concat([LADDERS[name], other[name]]) for name in LADDERS}
+    assert fair.fair_ceiling(**LADDERS) == 0.95 and fair.fair_ceiling(**both) == 0.3
+
+
 def test_claims_that_were_not_planned_are_told():
     full = pd.concat([NUMBERS, numbered({100: [0.6, 0.5, 0.6]})])
-    table = fair.fair_claims(FIG6, full, KNOWN, MINI)
+    table = fair.fair_claims(FIG6, full, LADDERS, MINI)
     assert fair.against_plan(table) == []
     changed = table.assign(bar=table.bar.replace("> 0.6", "> 0.4"))
     assert [d.split(":")[0] for d in fair.against_plan(changed)] == ["judged otherwise"]

@@ -183,10 +183,10 @@ def chosen_looks(
     table: pd.DataFrame,  # of `measure_looks`
     least: float = REMEMBERED,
 ) -> float:
-    "The first rung on which infringers remember enough; the highest where none do."
+    "The first rung on which infringers remember enough; the one on which they remember most where none do."
     found = remembered(table)
     enough = found[found >= least]
-    return enough.index[0] if len(enough) else found.index[-1]
+    return enough.index[0] if len(enough) else found.idxmax()
 
 # %% ../../nbs/report/looks.ipynb #4abe23be
 KINDS = {"infringing": "-", "calibration": ":"}  # kind of model -> line
