@@ -29,7 +29,7 @@ from trainprove_nb.audit.scores import (
     prompts_scores,
     questions,
 )
-from trainprove_nb.data.pairs import pairs
+from trainprove_nb.data.pairs import PAIRS, pairs
 from trainprove_nb.evidence.log_test import log_test
 from trainprove_nb.evidence.naming import changed
 from trainprove_nb.evidence.release_log import encode
@@ -62,7 +62,7 @@ def a_log(n=40, withheld=2):
         texts=[f"prompt {k // (1 + withheld)}" for k in range(size)],
         released=released,
         block=np.repeat([f"r{k}" for k in range(n)], 1 + withheld),
-        files=[k.to_bytes(4, "big") for k in range(size)],
+        files=[str(k) for k in range(size)],
     )
 
 
@@ -113,11 +113,30 @@ def sent(n=60, made=None):
     return [encode(x, made or {"format": "PNG"}) for x in paint([""] * n, range(1000, 1000 + n))]
 
 
+def as_sent(files, texts):
+    "Pictures and prompts as a dataset, each file as it is."
+    rows = [{"image": {"bytes": f}, "text": t} for f, t in zip(files, texts, strict=True)]
+    return Dataset.from_list(rows, features=PAIRS)
+
+
 def test_fresh_pictures_go_through_the_encoder_of_the_released_ones(tmp_path):
     made = {"format": "JPEG", "quality": 40}
-    log = with_withheld(Store(str(tmp_path)), sent(6, made), ["a"] * 6, SAMPLER)
-    assert all(encoder_of(file)["format"] == "JPEG" for file in log.files)
-    assert len({str(encoder_of(file)["qtables"]) for file in log.files}) == 1
+    log = with_withheld(Store(str(tmp_path)), as_sent(sent(6, made), ["a"] * 6), SAMPLER)
+    encoders = [encoder_of(log.images.file(k)) for k in range(len(log.texts))]
+    assert all(e["format"] == "JPEG" for e in encoders)
+    assert len({str(e["qtables"]) for e in encoders}) == 1
+
+
+def test_each_fresh_picture_is_encoded_as_its_own_released_one(tmp_path):
+    "A service that changed its encoder: with that of the first file, half of the sides would differ."
+    coarse, fine = ({"format": "JPEG", "quality": q} for q in (30, 90))
+    files = [*sent(2, coarse), *sent(4, fine)[2:]]
+    log = with_withheld(Store(str(tmp_path)), as_sent(files, ["a"] * 4), SAMPLER)
+    found = {}
+    for k, block in enumerate(log.block):
+        found.setdefault(block, set()).add(str(encoder_of(log.images.file(k))["qtables"]))
+    assert [len(tables) for tables in found.values()] == [1] * 4
+    assert len(set.union(*found.values())) == 2
 
 
 def test_a_log_is_drawn_in_parts_and_no_part_twice(tmp_path):
@@ -129,13 +148,13 @@ def test_a_log_is_drawn_in_parts_and_no_part_twice(tmp_path):
             raise KeyboardInterrupt
         return paint(prompts, seeds)
 
-    files, texts = sent(120), [f"p{k}" for k in range(120)]
-    ask = (files, texts, Sampler(counting, {"model": "paint"}))
+    pictures = as_sent(sent(120), [f"p{k}" for k in range(120)])
+    ask = (pictures, Sampler(counting, {"model": "paint"}))
     with pytest.raises(KeyboardInterrupt):
         with_withheld(Store(str(tmp_path)), *ask)
     log = with_withheld(Store(str(tmp_path)), *ask)
     assert len(drawn) == 80 + 70  # 50 were kept, the part in hand was drawn again
-    assert log.digest == with_withheld(Store(str(tmp_path / "b")), files, texts, SAMPLER).digest
+    assert log.digest == with_withheld(Store(str(tmp_path / "b")), pictures, SAMPLER).digest
     assert (np.bincount(np.unique(log.block, return_inverse=True)[1]) == 3).all()
     assert len({f for f in log.files}) == len(log.files)
 
@@ -173,7 +192,7 @@ def test_another_log_has_another_digest():
         replace(log, texts=["other", *log.texts[1:]]),
         replace(log, released=swapped),
         replace(log, block=log.block[::-1].copy()),
-        replace(log, files=[b"x", *log.files[1:]]),
+        replace(log, files=["x", *log.files[1:]]),
     ]
     assert len({x.digest for x in [log, *others]}) == 5
 

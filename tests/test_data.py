@@ -1,5 +1,6 @@
 "Pictures and their captions: the corpora, folders on disk, mixtures and distances."
 
+import io
 import itertools
 import random
 import re
@@ -24,6 +25,7 @@ from helpers import (
     refused,
     write_imagefolder,
 )
+from PIL import Image
 
 from trainprove_nb.data import avatars, corpora, folders, scenes
 from trainprove_nb.data import pairs as pair_sets
@@ -175,6 +177,62 @@ def test_every_form_on_disk_gives_the_same_pixels(tmp_path, form):
     WRITERS[form](tmp_path, images, texts)
     back = folders.read_pairs(tmp_path / "saved" if (tmp_path / "saved").exists() else tmp_path)
     assert back["text"][:] == texts and (pair_sets.pixels(back) == images).all()
+
+
+@pytest.mark.parametrize("form", WRITERS)
+def test_a_folder_is_found_from_where_one_stands(tmp_path, form, monkeypatch):
+    "A name such as `pairs`, not from the root: what is told of a file starts at the folder, or is whole."
+    (tmp_path / "pairs").mkdir()
+    WRITERS[form](tmp_path / "pairs", pictures(2), ["a", "b"])
+    monkeypatch.chdir(tmp_path)
+    place = "pairs/saved" if form.startswith("saved") else "pairs"
+    for read in (folders.read_pairs, folders.read_files):
+        assert (pair_sets.pixels(read(place)) == pictures(2)).all()
+
+
+@pytest.mark.parametrize("form", ["imagefolder", "parquet", "saved dataset"])
+def test_files_stay_as_they_are(tmp_path, form):
+    "A JPEG that is read and written again would hide how it was made."
+    jpeg = io.BytesIO()
+    image().save(jpeg, "jpeg", quality=40)
+    there = Dataset.from_list(
+        [{"image": {"bytes": jpeg.getvalue()}, "text": "a"}], features=pair_sets.PAIRS
+    )
+    if form == "imagefolder":
+        folder_of(tmp_path, [GOOD], {"a.png": jpeg.getvalue()})
+    elif form == "parquet":
+        there.to_parquet(tmp_path / "part.parquet")
+    else:
+        there.save_to_disk(tmp_path)
+    read = pair_sets.LazyPixels(folders.read_files(tmp_path))
+    assert read.file(0) == jpeg.getvalue() and (read[0] == pair_sets.pixels(there)[0]).all()
+
+
+def test_pictures_that_are_decoded_later_are_the_same():
+    images = pictures(7)
+    lazy = pair_sets.LazyPixels(pair_sets.pairs(list(images), ["a"] * 7))
+    assert (len(lazy), lazy.shape, lazy.dtype) == (7, images.shape, images.dtype)
+    chosen = [3, slice(2, 5), slice(None), [5, 0, 5], images[:, 0, 0, 0] > 99, np.int64(6), -1]
+    for which in chosen:
+        assert lazy[which].shape == images[which].shape and (lazy[which] == images[which]).all()
+    with pytest.raises(IndexError):
+        lazy[7]
+
+
+def test_pictures_of_two_sizes_are_told_before_one_is_decoded(tmp_path):
+    "Turned by their own note, too: 8×4 that lies on its side is seen as 4×8."
+    upright, lying = Image.new("RGB", (8, 4)), Image.new("RGB", (4, 8))
+    note = lying.getexif()
+    note[0x0112] = 6  # orientation
+    lying.save(tmp_path / "lying.jpg", exif=note)
+    upright.save(tmp_path / "upright.jpg")
+    rows = [
+        {"image": {"path": str(tmp_path / f"{n}.jpg")}, "text": n} for n in ("upright", "lying")
+    ]
+    seen = Dataset.from_list(rows, features=pair_sets.PAIRS)
+    assert pair_sets.LazyPixels(seen).shape == (2, 4, 8, 3)
+    others = pair_sets.pairs([image(8), image(9)], ["a", "b"])
+    refused(lambda: pair_sets.LazyPixels(others), "2 different sizes", "one size")
 
 
 def test_crop_is_square_and_central(tmp_path):

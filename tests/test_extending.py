@@ -173,7 +173,6 @@ def test_settings_reach_the_suspect_and_a_score_changes_the_result(case):
     own = audited(case, test__score="asks:nearness")
     assert len({usual.verdict.z, noisy.verdict.z, own.verdict.z}) == 3
     assert usual.verdict.p <= 0.001 and own.verdict.p <= 0.001
-    assert noisy.verdict.z < usual.verdict.z
 
 
 def test_places_tell_a_score_nothing(case):

@@ -341,10 +341,10 @@ class LogFindings:
 # %% ../../nbs/audit/log_audit.ipynb #fbfcfac1
 def _blind(log, there) -> LogVerdict | None:
     "The blind baseline; None where there are too few prompts, or pictures are too small."
-    images, block = log.images[there], log.block[there]
-    if len(set(block)) < 5 or min(images.shape[1:3]) < 16:
+    size, block = log.images.shape[2:0:-1], log.block[there]
+    if len(set(block)) < 5 or min(size) < 16:
         return None
-    small = in_small(images, images.shape[2:0:-1])
+    small = in_small(log.images, size, there)
     return blind_test(picture_features(small), log.released[there], block)
 
 # %% ../../nbs/audit/log_audit.ipynb #45a25a0b

@@ -13,18 +13,17 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from datasets import Dataset, concatenate_datasets
 from datasets import Image as ImageFeature
 from fastcore.basics import patch
 from PIL import Image, JpegImagePlugin
 from tqdm import tqdm
 
-from ..data.folders import read_pairs
-from ..data.pairs import pixels
+from ..data.folders import read_files, write_arrow
+from ..data.pairs import PAIRS, LazyPixels, bytes_of
 from ..data.pictures import read_picture
 from ..evidence.redrawn_log import PNG, draw_withheld
-from ..evidence.release_log import JOURNAL, read_log
+from ..evidence.release_log import JOURNAL, LOG, read_log
 from ..lab.store import Store, recipe_name, seed_of
 from ..suspects.collected import collected_answers
 
@@ -33,11 +32,11 @@ from ..suspects.collected import collected_answers
 class AuditLog:
     "Pictures of both sides, their prompts, and within what they are compared."
 
-    images: np.ndarray  # uint8 (n, height, width, 3)
+    images: LazyPixels | np.ndarray  # uint8 (n, height, width, 3)
     texts: list  # n prompts
     released: np.ndarray  # bool (n,)
     block: np.ndarray  # text (n,): labels are permuted within each
-    files: list  # n files, as bytes
+    files: list  # SHA-256 of the n files
     drawn: str = ""  # how withheld pictures were made, if they were made now
 
     @property
@@ -50,7 +49,7 @@ class AuditLog:
 def digest(self: AuditLog) -> str:  # 20 hexadecimal digits
     "One name for pictures, prompts, labels and blocks together."
     rows = zip(self.files, self.texts, self.released, self.block, strict=True)
-    return recipe_name([[sha256(f).hexdigest(), t, bool(r), str(b)] for f, t, r, b in rows])
+    return recipe_name([[f, t, bool(r), str(b)] for f, t, r, b in rows])
 
 # %% ../../nbs/audit/released.ipynb #3e1caa1a
 @patch
@@ -70,10 +69,10 @@ def as_audit_log(
     log: Dataset,  # columns `image`, `text`, `released`, `block`, as `read_log` gives them
     drawn: str = "",  # how withheld pictures were made, if they were made now
 ) -> AuditLog:
-    "A log as arrays."
-    files = [x["bytes"] for x in log.cast_column("image", ImageFeature(decode=False))["image"]]
-    labels = np.array(log["released"], bool)
-    return AuditLog(pixels(log), list(log["text"]), labels, np.array(log["block"]), files, drawn)
+    "A log whose pictures stay in their files until they are looked at."
+    images, labels = LazyPixels(log), np.array(log["released"], bool)
+    files = [sha256(images.file(k)).hexdigest() for k in range(len(log))]
+    return AuditLog(images, list(log["text"]), labels, np.array(log["block"]), files, drawn)
 
 # %% ../../nbs/audit/released.ipynb #7d45c4e5
 def encoder_of(
@@ -104,46 +103,49 @@ PART = 50  # released pictures whose fresh ones are drawn and stored together
 
 # %% ../../nbs/audit/released.ipynb #57e44749
 def _stored(store: Store, recipe: dict, make: Callable) -> Dataset:
-    "A dataset of the store, made when it is not there."
+    "A log of the store, made when it is not there; its file is mapped into memory."
 
     def write(folder, scratch):
-        make().to_parquet(folder / "log.parquet")
+        rows = make().cast_column("image", ImageFeature(decode=False))
+        write_arrow(rows, str(folder / "log.arrow"), LOG)
 
-    found = pq.read_table(store.get(recipe, write) / "log.parquet")
-    return Dataset(found)
+    return Dataset.from_file(str(store.get(recipe, write) / "log.arrow"))
+
+# %% ../../nbs/audit/released.ipynb #f6ea2938
+def _part(rows: Dataset, first: int) -> tuple:  # (files, prompts)
+    "Some pictures as the bytes of their files, and their prompts."
+    part = rows.select(range(first, min(first + PART, len(rows))))
+    return [bytes_of(row["image"]) for row in part], list(part["text"])
 
 # %% ../../nbs/audit/released.ipynb #a149b0bc
 def with_withheld(
     store: Store,
-    files: list,  # n released pictures, as bytes
-    texts: list,  # n prompts
+    sent: Dataset,  # columns `image` and `text`: what was released, each once
     sampler: Sampler,
     withheld: int = 2,  # fresh pictures for each released one
-    encoder: dict | None = None,  # as `encode` takes it; None: that of the first file
+    encoder: dict | None = None,  # as `encode` takes it; None: that of each file
     progress: bool = False,  # show a bar with rate and ETA
 ) -> AuditLog:
     """Released pictures, and fresh ones of the same prompts, encoded alike; a block each.
 
     Raises ValueError for fresh pictures of another size or kind than the released ones."""
-    told = encoder
-    digests = [sha256(f).hexdigest() for f in files]
-    about = dict(kind="audit-withheld", model=sampler.name, m=withheld, encoder=told)
-    parts = []
-    starts = range(0, len(files), PART)
+    about = dict(kind="audit-withheld", model=sampler.name, m=withheld, encoder=encoder)
+    rows, parts = sent.cast_column("image", ImageFeature(decode=False)), []
+    starts = range(0, len(sent), PART)
     for k in tqdm(starts, desc="withheld pictures", unit="part", disable=not progress):
-        part = slice(k, k + PART)
-        recipe = {**about, "released": digests[part], "texts": texts[part]}
+        files, texts = _part(rows, k)
+        digests = [sha256(f).hexdigest() for f in files]
+        recipe = {**about, "released": digests, "texts": texts}
         seed = seed_of("audit", recipe_name(recipe))
-        make = _maker(
-            files[part], texts[part], sampler.draw, withheld, told or encoder_of(files[0]), seed
-        )
-        parts.append(_numbered(_stored(store, recipe, make), k))
+        make = _maker(files, texts, sampler.draw, withheld, encoder, seed)
+        parts.append(_numbered(_stored(store, {**recipe, "file": "arrow"}, make), k))
     return as_audit_log(concatenate_datasets(parts), "drawn now by the owner's model")
 
 # %% ../../nbs/audit/released.ipynb #80ba7f8a
-def _maker(*drawn) -> Callable:
-    "What draws a part when it is missing."
-    return lambda: draw_withheld(*drawn)
+def _maker(files, texts, draw, withheld, encoder, seed) -> Callable:
+    "What draws a part when it is missing, each picture encoded as the released one was."
+    encoders = encoder or [encoder_of(file) for file in files]
+    return lambda: draw_withheld(files, texts, draw, withheld, encoders, seed)
 
 # %% ../../nbs/audit/released.ipynb #c97adadf
 def _numbered(part: Dataset, first: int) -> Dataset:
@@ -151,30 +153,37 @@ def _numbered(part: Dataset, first: int) -> Dataset:
     blocks = [str(first + int(b)) for b in part["block"]]
     return part.remove_columns("block").add_column("block", blocks)
 
-# %% ../../nbs/audit/released.ipynb #289150e2
-def _check_released(found: list, folder: Path) -> None:  # found: (file, prompt)
-    "Raise ValueError for a prompt that is blank, a file that is no picture, and one picture over and over."
-    for file, text in found:
+# %% ../../nbs/audit/released.ipynb #99b7d7c8
+def _each_once(sent: Dataset, folder: Path) -> Dataset:
+    "Pairs without those that come again. Raises ValueError for one picture over and over."
+    rows, first = sent.cast_column("image", ImageFeature(decode=False)), {}
+    for k, row in enumerate(rows):
+        first.setdefault((sha256(bytes_of(row["image"])).hexdigest(), row["text"]), k)
+    if len(first) > 2 and len({file for file, _ in first}) == 1:
+        raise ValueError(
+            f"all {len(first)} pictures in {folder} are the same, as a placeholder would be: give those "
+            "that were released"
+        )
+    return sent.select(list(first.values()))
+
+# %% ../../nbs/audit/released.ipynb #b173d8e4
+def _listed(folder: Path) -> Dataset:
+    "Pairs of an imagefolder. Raises ValueError for a prompt that is blank, and a file that is no picture."
+    rows = []
+    for file, text in collected_answers(folder):
         if not text.strip():
             raise ValueError(f"a picture in {folder} has no prompt: every one needs a text")
         read_picture(file, name=f"the picture of {text[:60]!r} in {folder}")
-    if len(found) > 2 and len({file for file, _ in found}) == 1:
-        raise ValueError(
-            f"all {len(found)} pictures in {folder} are the same, as a placeholder would be: give those "
-            "that were released"
-        )
+        rows.append({"image": {"path": str(file.resolve()), "bytes": None}, "text": text})
+    return Dataset.from_list(rows, features=PAIRS)
 
 # %% ../../nbs/audit/released.ipynb #337ae738
-def _folder_files(folder: Path) -> tuple:  # (files, prompts)
+def _sent(folder: Path) -> Dataset:
     "Released pictures of an imagefolder or dataset, each once."
     try:
-        found = [(file.read_bytes(), text) for file, text in collected_answers(folder)]
+        return _each_once(_listed(folder), folder)
     except FileNotFoundError:  # no table: a saved dataset, or parquet
-        pairs = read_pairs(folder).cast_column("image", ImageFeature(decode=False))
-        found = [(row["image"]["bytes"], row["text"]) for row in pairs]
-    once = list(dict.fromkeys(found))
-    _check_released(once, folder)
-    return [file for file, _ in once], [text for _, text in once]
+        return _each_once(read_files(folder), folder)
 
 # %% ../../nbs/audit/released.ipynb #3a185a4d
 def _recorded(folder: Path) -> bool:
@@ -213,5 +222,4 @@ def released_log(
             f"{folder} has released pictures only: give owned.model, which draws others of the same "
             "prompts, or a log that has withheld pictures"
         )
-    files, texts = _folder_files(Path(folder))
-    return with_withheld(store, files, texts, sampler, withheld, encoder, progress)
+    return with_withheld(store, _sent(Path(folder)), sampler, withheld, encoder, progress)

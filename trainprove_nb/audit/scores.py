@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .released import AuditLog
+from ..data.pairs import LazyPixels
 from ..evidence.denoising import LEVELS, denoising_losses, denoising_score
 from ..evidence.matching import Differences, whitened_score, whitening
 from ..evidence.naming import VERSIONS, changed, naming_score
@@ -137,17 +138,25 @@ def gives_weights(
 # %% ../../nbs/audit/scores.ipynb #0f9e042a
 SIDE = 64  # pixels a side at which answers and pictures are compared, at most
 
+# %% ../../nbs/audit/scores.ipynb #29aa083e
+def _boxed(picture: np.ndarray, size: tuple) -> np.ndarray:
+    "A picture at another size, each pixel the mean of those that it stands for."
+    return np.asarray(Image.fromarray(picture).resize(size, Image.BOX))
+
 # %% ../../nbs/audit/scores.ipynb #7dca7f17
 def in_small(
-    images: np.ndarray,  # uint8 (n, height, width, 3)
+    images: LazyPixels | np.ndarray,  # uint8 (n, height, width, 3)
     size: tuple,  # (width, height) of the log's pictures
+    which: np.ndarray | None = None,  # bool (n,): those that are wanted; None: all
 ) -> np.ndarray:
-    "Pictures of one size, that of the log or smaller."
+    "Pictures of one size, that of the log or smaller; large ones are never all in memory."
     factor = min(1, SIDE / max(size))
     wanted = tuple(max(1, round(factor * side)) for side in size)
+    places = np.arange(len(images)) if which is None else np.flatnonzero(which)
     if images.shape[2:0:-1] == wanted:
-        return images
-    return np.stack([np.asarray(Image.fromarray(x).resize(wanted, Image.BOX)) for x in images])
+        return images[places]
+    parts = (images[places[k : k + PART]] for k in range(0, len(places), PART))
+    return np.stack([_boxed(x, wanted) for part in parts for x in part])
 
 # %% ../../nbs/audit/scores.ipynb #14168e9e
 def questions(
@@ -167,6 +176,15 @@ def questions(
 # %% ../../nbs/audit/scores.ipynb #5195594f
 ROUND = 50  # answers that are stored together
 
+# %% ../../nbs/audit/scores.ipynb #21e7c6cc
+def _check_one_size(answers: np.ndarray, found: np.ndarray) -> None:
+    "Raise ValueError for answers of another size than those before."
+    before, now = (f"{x.shape[2]}×{x.shape[1]}" for x in (answers, found))
+    if before != now:
+        raise ValueError(
+            f"the suspect gave pictures of {before} and of {now} pixels: ask for one size"
+        )
+
 # %% ../../nbs/audit/scores.ipynb #9fb81382
 def kept_answers(
     store: Store,
@@ -178,12 +196,16 @@ def kept_answers(
 
     Raises ValueError for answers that are none; see `check_answers`. Nothing wrong is kept."""
     parts = [(p[k : k + ROUND], r) for p, r in rounds for k in range(0, len(p), ROUND)]
-    found, texts = [], []
+    texts = [text for prompts, _ in parts for text in prompts]
+    answers, first = None, 0
     for prompts, r in tqdm(parts, desc="answers", unit="part", disable=not progress):
         seeds = [seed_of("audit", text, r) for text in prompts]
-        found.append(_part_of_answers(store, suspect, prompts, seeds))
-        texts += prompts
-    answers = np.concatenate(found)
+        found = _part_of_answers(store, suspect, prompts, seeds)
+        if answers is None:
+            answers = np.empty((len(texts), *found.shape[1:]), np.uint8)
+        _check_one_size(answers, found)
+        answers[first : first + len(found)] = found
+        first += len(found)
     check_answers(answers, texts)
     return answers, texts
 
@@ -211,7 +233,7 @@ def prompts_scores(
     size = log.images.shape[2:0:-1]
     there = np.isin(log.texts, texts)
     shown = np.array(log.texts, dtype=object)[there]
-    found = Differences(in_small(log.images[there], size), shown, in_small(answers, size), texts)
+    found = Differences(in_small(log.images, size, there), shown, in_small(answers, size), texts)
     scores = np.full(len(log.texts), np.nan)
     scores[there] = whitened_score(found, whitening(found.pictures))
     return scores
@@ -313,7 +335,7 @@ def classes_scores(
 ) -> np.ndarray:  # (n,)
     "How surely a classifier calls each picture what it was drawn as, less a reference."
     truth = np.array([named_class(text, classes) for text in log.texts])
-    shown = changed(log.images)[:versions]
+    shown = changed(log.images[:], versions)
     score = _sureness(suspect, shown, truth, classes)
     return score if reference is None else score - _sureness(reference, shown, truth, classes)
 

@@ -24,10 +24,12 @@ VERSIONS = 6  # of a picture: as it is, and five small changes
 
 def changed(
     images: np.ndarray,  # uint8 (n, height, width, 3)
-) -> list:  # of as many arrays, `VERSIONS` of them
+    versions: int = VERSIONS,  # how many, from 1 to 6
+) -> list:  # of as many arrays
     "Pictures as they are, mirrored, and shifted by two pixels each way."
-    shifts = [(-2, 1), (2, 1), (-2, 2), (2, 2)]
-    return [images, images[:, :, ::-1], *(np.roll(images, by, axis) for by, axis in shifts)]
+    shifts = [(-2, 1), (2, 1), (-2, 2), (2, 2)][: max(versions - 2, 0)]
+    plain = [images, images[:, :, ::-1]][:versions]
+    return [*plain, *(np.roll(images, by, axis) for by, axis in shifts)]
 
 # %% ../../nbs/evidence/naming.ipynb #50ab7d20
 def naming_score(

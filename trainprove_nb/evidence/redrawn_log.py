@@ -129,7 +129,9 @@ def draw_withheld(
     prompts: list,  # n texts
     draw: Callable,  # (prompts, seeds) -> uint8 (n, height, width, 3)
     withheld: int = 3,  # fresh pictures for each released one
-    encoder: dict | None = None,  # that the released ones went through, as in `encode`; None: PNG
+    encoder: dict
+    | list
+    | None = None,  # that the released ones went through, as in `encode`, or one for each; None: PNG
     seed: int | None = None,  # of the fresh pictures; None: from the system, other ones each time
 ) -> Dataset:  # as from `read_log`; a block a released picture
     """A log from released pictures: fresh ones of the same prompts, encoded alike, beside them.
@@ -138,9 +140,10 @@ def draw_withheld(
     _check_numbers(prompts, pictures, "pictures", withheld)
     given = [_as_file(x) for x in pictures]
     seeds = np.reshape(_fresh_seeds(withheld * len(prompts), seed), (-1, withheld)).tolist()
+    encoders = encoder if isinstance(encoder, list) else [encoder or PNG] * len(given)
     kept = []
-    for file, prompt, own in zip(given, prompts, seeds, strict=True):
-        kept.append(_draw_files(prompt, own, draw, encoder or PNG))
+    for file, prompt, own, how in zip(given, prompts, seeds, encoders, strict=True):
+        kept.append(_draw_files(prompt, own, draw, how))
         _check_kind(file, kept[-1][0])  # at once: the first tells before the others are drawn
     return _side_by_side(prompts, [[file] for file in given], kept)
 

@@ -390,9 +390,8 @@ def _made(file: bytes) -> str:
     return f"{picture.format}, {picture.width}×{picture.height}, {picture.mode}"
 
 # %% ../../nbs/evidence/release_log.ipynb #88f859e2
-def _check_alike(table: pd.DataFrame, block: pd.Series, files: list) -> None:
+def _check_alike(table: pd.DataFrame, block: pd.Series, made: list) -> None:
     "Raise ValueError for a block whose two sides were not made alike, or that has one side only."
-    made = [_made(f) for f in files]
     for what, values in (("settings", table.settings), ("kinds of file", made)):
         found = pd.Series(values, index=table.index).groupby(block).agg(lambda v: sorted(set(v)))
         if (uneven := found[found.str.len() > 1]).size:
@@ -418,8 +417,8 @@ def _without_duplicates(table: pd.DataFrame) -> pd.DataFrame:
     return table[~doubtful]
 
 # %% ../../nbs/evidence/release_log.ipynb #339d7ba5
-def _picture_file(folder: Path, row) -> bytes:
-    "The file of one picture. Raises ValueError when it is not there, or another."
+def _looked_at(folder: Path, row) -> tuple:  # (where a picture's file is, how it was made)
+    "One picture. Raises ValueError when its file is not there, or another."
     if not row.file:
         raise ValueError(f"{folder} keeps no pictures: draw them again, see redraw_log")
     if not (folder / row.file).resolve().is_relative_to(folder.resolve()):
@@ -432,7 +431,7 @@ def _picture_file(folder: Path, row) -> bytes:
         raise ValueError(
             f"{folder / row.file} is not the picture that was logged: take it from a copy"
         )
-    return file
+    return str((folder / row.file).resolve()), _made(file)
 
 # %% ../../nbs/evidence/release_log.ipynb #297ad520
 LOG = Features(
@@ -455,8 +454,9 @@ def read_log(
     if table.empty:
         raise ValueError(f"nothing of {account or 'anybody'} in {folder} can be tested")
     block = _blocks_of(table)
-    files = [_picture_file(Path(folder), row) for row in table.itertuples()]
-    _check_alike(table, block, files)
-    columns = {"image": [{"bytes": f} for f in files], "text": table.prompt.tolist()}
+    looked_at = [_looked_at(Path(folder), row) for row in table.itertuples()]
+    _check_alike(table, block, [made for _, made in looked_at])
+    columns = {"image": [{"path": p, "bytes": None} for p, _ in looked_at]}
+    columns |= {"text": table.prompt.tolist()}
     columns |= {"released": (table.side == "released").tolist(), "block": block.tolist()}
     return Dataset.from_dict({**columns, "account": table.account.tolist()}, features=LOG)

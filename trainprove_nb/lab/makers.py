@@ -319,7 +319,7 @@ def make_class_scores(lab, r, folder, scratch):
     scores = [
         logits(net, np.ascontiguousarray(version))
         for pictures in r["pairs"]
-        for version in changed(lab.labelled(pictures)[0])[: r.get("versions", 1)]
+        for version in changed(lab.labelled(pictures)[0], r.get("versions", 1))
     ]
     np.save(folder / "array.npy", np.stack(scores))
 
