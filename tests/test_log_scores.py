@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import refused
 from scipy.special import log_softmax
+from sklearn.decomposition import PCA
 
 from trainprove_nb.data.corpora import corpus
 from trainprove_nb.data.pairs import pixels
@@ -310,3 +311,19 @@ def test_a_picture_changes_little():
     assert len(versions) == VERSIONS and versions[0] is images
     assert len({v.tobytes() for v in versions}) == VERSIONS
     assert all(v.shape == images.shape and v.sum() == images.sum() for v in versions)
+
+
+@pytest.mark.parametrize("n, numbers", [(60, 200), (300, 40)])
+def test_whitening_is_that_of_principal_components(n, numbers):
+    "Beside sklearn's PCA, without directions in which rows do not vary: thirds less their mean leave some."
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(n, numbers)) * np.linspace(0.01, 1, numbers)
+    rows -= np.repeat(rows.reshape(n // 3, 3, numbers).mean(1), 3, axis=0)
+    unit = whitening(rows.astype(np.float32))
+    pca = PCA(svd_solver="full").fit(rows)
+    varies = pca.explained_variance_ > 1e-12
+    known = pca.components_[varies].T / (np.sqrt(pca.explained_variance_[varies]) + 0.005)
+    assert unit.shape == known.shape == (numbers, min(2 * n // 3, numbers))
+    probes = rng.normal(size=(5, numbers))
+    found, expected = (probes @ u @ u.T @ probes.T for u in (unit, known))
+    assert np.allclose(found, expected, rtol=1e-3)

@@ -7,7 +7,7 @@ __all__ = ['Differences', 'rms_score', 'whitening', 'whitened_score']
 
 # %% ../../nbs/evidence/matching.ipynb #00c75d2e
 import numpy as np
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, KernelPCA
 
 from ..data.pairs import pixels
 
@@ -66,17 +66,34 @@ def rms_score(
     mean = _block_means(found.answers, found.of_answer, n)[found.block]
     return -((found.pictures - mean) ** 2).mean(1)
 
+# %% ../../nbs/evidence/matching.ipynb #a7989f47
+def _products(rows: np.ndarray) -> np.ndarray:  # float64 (n, n)
+    "The product of each row with each: small numbers count, so in double precision, a part at a time."
+    products = np.zeros((len(rows), len(rows)))
+    for k in range(0, rows.shape[1], 1024):
+        part = rows[:, k : k + 1024].astype(float)
+        products += part @ part.T
+    return products
+
 # %% ../../nbs/evidence/matching.ipynb #8875571e
 def whitening(
     rows: np.ndarray,  # (n, numbers), each less the mean of its block
     directions: int = 800,  # at most; those of most variance
     floor: float = 0.005,  # added to each spread, in the unit of a pixel from 0 to 1
-) -> np.ndarray:  # (numbers, directions)
-    "What turns differences into as many respects, each in its own unit."
-    directions = min(directions, len(rows) - 1, rows.shape[1])
-    solver = "covariance_eigh" if len(rows) > rows.shape[1] else "full"
-    pca = PCA(directions, svd_solver=solver).fit(rows)
-    return pca.components_.T / (np.sqrt(pca.explained_variance_) + floor)
+) -> np.ndarray:  # (numbers, directions); fewer where rows do not vary in so many
+    """What turns differences into as many respects, each in its own unit.
+
+    Of fewer rows than numbers it is found by the rows' products, which is many times as fast."""
+    n, numbers = rows.shape
+    directions = min(directions, n - 1, numbers)
+    if n > numbers:
+        pca = PCA(directions, svd_solver="covariance_eigh").fit(rows)
+        return pca.components_.T / (np.sqrt(pca.explained_variance_) + floor)
+    how = dict(kernel="precomputed", eigen_solver="dense", remove_zero_eig=True)
+    dual = KernelPCA(directions, **how).fit(_products(rows))
+    lengths = np.sqrt(dual.eigenvalues_)  # of rows, along each direction
+    turned = rows.T @ (dual.eigenvectors_ / lengths).astype(rows.dtype)
+    return turned / (lengths / np.sqrt(n - 1) + floor).astype(rows.dtype)
 
 # %% ../../nbs/evidence/matching.ipynb #a086e2a3
 def _arrows(rows, unit) -> np.ndarray:
