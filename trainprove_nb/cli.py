@@ -37,6 +37,7 @@ ORDER = (
     "table2",
     "trainprove",
     "batchsize",
+    "open_set",
     "audit_generator",
     "audit_classifier",
 )

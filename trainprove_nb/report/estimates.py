@@ -39,6 +39,7 @@ from trainprove_nb.report import (
     laundered,
     log_power,
     naming_power,
+    open_set,
     ranges,
     statistical,
 )
@@ -120,6 +121,7 @@ EXPERIMENTS = {  # name -> (plan(asked, lab, out), what is done with the plan)
         partial(plan_classifiers, "batchsize", kinds=["whole"]),
         [batches.measure_batches],
     ),
+    "open_set": (partial(plan_classifiers, "open_set"), [open_set.measure_open]),
     "audit_generator": (
         generator_audit.plan_generator_audit,
         [generator_audit.ask_generator, generator_audit.measure_shadows],
