@@ -33,7 +33,7 @@ from .verdicts import Means, chances, folded, worst
 # %% ../../nbs/report/fair.ipynb #bd4a9a2a
 FAIR_SOURCES = ["mini-v1-emoji"]
 LADDER_SOURCES = ["mini-v1-emoji", "mini-v2-emoji", "mini-v2-avatars"]  # what they know is told
-SUSPECTS = 20  # a point
+SUSPECTS = 12  # a point
 
 
 def fair_knobs(
