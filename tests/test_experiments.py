@@ -77,6 +77,10 @@ OTHERS = {
         "batch_sizes": ([64.5], "batch_size = 64.5", "whole number"),
         "pictures": ([10.5], "pictures has 10.5", "ask"),
     },
+    "open_set": {
+        "knobs": ({"generators": ["mini-v1"]}, "generators has 1", "at least 2"),
+        "scale": ("huge", "huge", "smoke"),
+    },
     "release_classifiers": {
         "rhos": ([0], "rhos has 0", "above 0"),
         "accounts": (True, "accounts = True", "whole number"),
@@ -168,6 +172,7 @@ EXPERIMENTS = {
 ORIGINS = {
     "trainprove": ["trainprove.png", "trainprove.csv"],
     "batchsize": ["batchsize.svg", "batchsize.csv"],
+    "open_set": ["open_set.svg", "open_set.csv"],
     "release_classifiers": ["release_classifiers.png", "release_classifiers_redrawn.csv"],
 }  # of the second paper
 

@@ -1,10 +1,14 @@
 "The second paper: TrainProVe against references, and what the origin test promises."
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import refused
 from scipy import stats
 
+from trainprove_nb.lab.open_trials import origins_of, rival_sets
+from trainprove_nb.lab.trials import Trial
+from trainprove_nb.provenance.open_set import judge_open, own_p
 from trainprove_nb.provenance.origin_test import OriginTest
 from trainprove_nb.provenance.trainprove import (
     DOMAINS,
@@ -15,6 +19,7 @@ from trainprove_nb.provenance.trainprove import (
     grubbs_verdict,
     trainprove,
 )
+from trainprove_nb.report.open_set import enough, open_rates
 
 # TrainProVe
 
@@ -266,3 +271,98 @@ def test_bad_input_of_the_origin_test():
         "a shadow of real",
         "'mine'",
     )
+
+
+# Origins that nobody thought of
+
+
+def test_the_owners_own_are_told_apart_as_rarely_as_the_level_says():
+    "Ten shadows an origin, learnt anew for every twenty suspects: F is right although their spread is estimated."
+    rng, found = np.random.default_rng(0), []
+    for _ in range(30):
+        test = OriginTest(shadows(rng, m=10), CHANCE)
+        suspects = [answers(rng, "mine", rng.lognormal(0, 0.5), 400) for _ in range(20)]
+        found += [own_p(test, suspect, "mine") for suspect in suspects]
+    for level in (0.05, 0.2):
+        assert abs(np.mean(np.array(found) <= level) - level) < 0.04
+
+
+def test_the_squared_stray_is_hotellings():
+    "With a suspect that knows nothing the owner's line is at 0, and the strays' covariance is all there is."
+    rng = np.random.default_rng(1)
+    known = shadows(rng, m=8)
+    test, right = OriginTest(known, CHANCE), {o: rng.random(400) < CHANCE for o in known}
+    a = np.array([right[o].mean() for o in known])
+    f, hump = test.fitted.freedom, (a.mean() - CHANCE) * (1 - a.mean())
+    stray = (a - a.mean() - max(hump, 0) * test.fitted.shapes["mine"])[:2]  # the third follows
+    covariance = np.linalg.pinv(test.fitted.inverse)[:2, :2]
+    more = 1 + max(hump, 0) ** 2 / test.fitted.weights["mine"]
+    squared = stray @ np.linalg.solve(covariance, stray) / more
+    expected = stats.f.sf(squared * (f - 1) / (2 * f), 2, f - 1)
+    assert own_p(test, right, "mine") == pytest.approx(expected, rel=1e-6)
+
+
+def test_who_is_like_nobody_is_of_unknown_origin():
+    rng = np.random.default_rng(0)
+    test = OriginTest(shadows(rng, m=10), CHANCE)
+    own = answers(rng, "mine", 1.0, 400)
+    strange = {
+        o: rng.random(400) < rate for o, rate in (("mine", 0.9), ("rival", 0.2), ("real", 0.3))
+    }
+    verdict = judge_open(test, strange, "mine")
+    assert (verdict.answer, judge_open(test, own, "mine").answer) == ("unknown origin", "lead")
+    assert verdict.p <= 0.05 and verdict.p_own <= 0.05
+    assert judge_open(test, strange, "mine", least=0).answer == "lead"  # not asked a second time
+    assert judge_open(test, own, "mine", alpha=1e-12).answer == "no lead"
+    refused(lambda: judge_open(test, own, "nobody"), "nobody")
+
+
+def test_every_set_of_rivals_is_tried():
+    sets = rival_sets(["a", "b", "c", "d"], "b")
+    assert len(sets) == len(set(sets)) == 2**3 - 1 and not any("b" in s for s in sets)
+
+
+@pytest.mark.parametrize(
+    "kind, second, parts",
+    [
+        ("whole", "", {"a"}),
+        ("blend", "b", {"a", "b"}),
+        ("mixed", "", {"a", "real"}),
+        ("tuned", "", {"a", "real"}),
+    ],
+)
+def test_all_that_a_suspect_learnt_from_counts(kind, second, parts):
+    assert origins_of(Trial("a", kind, 1.0, {}, {}, second=second)) == parts
+
+
+def verdicts():
+    "Ten guilty and ten innocents of unknown origin, each before two owners."
+    rows = [
+        dict(suspect=k, kind="whole", owner=o, guilty=k < 10, known=False, rivals=2, shadows="all")
+        for k in range(20)
+        for o in ("a", "b")
+    ]
+    table = pd.DataFrame(rows).assign(p=0.03, p_own=0.5)
+    table.loc[table.suspect >= 12, "p"] = 0.3
+    table.loc[table.suspect == 10, "p_own"] = 0.01
+    return table
+
+
+def test_intervals_count_suspects_and_not_their_cases():
+    rates = open_rates(verdicts())
+    (row,) = rates[
+        (rates.alpha == 0.05) & (rates.least == 0) & (rates.group == "unknown")
+    ].itertuples()
+    assert row.suspects == 10 and row.share == pytest.approx(0.2)
+    interval = stats.binomtest(2, 10).proportion_ci(method="exact")
+    assert (row.low, row.high) == pytest.approx(tuple(interval))
+    second = rates[(rates.alpha == 0.05) & (rates.least == 0.05) & (rates.group == "unknown")]
+    assert second.share.item() == pytest.approx(0.1)
+
+
+def test_the_largest_level_that_holds_is_taken():
+    found = enough(open_rates(verdicts())).set_index("second")
+    assert found.alpha[False] == 0.02 and found.power[False] == 0 and not found.enough.any()
+    fewer = verdicts().query("suspect < 10 or suspect >= 12")
+    found = enough(open_rates(fewer)).set_index("second")
+    assert found.alpha[False] == 0.2 and found.power[False] == 1 and found.enough.all()

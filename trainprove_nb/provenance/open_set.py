@@ -26,7 +26,7 @@ def own_p(
     test: OriginTest,
     suspect: dict,  # origin -> which of its answers to that origin's validation set were right, bool (n,)
     owner: str,  # whose generator
-) -> float:  # p-value of having come from the owner's pictures; our reading
+) -> float:  # p-value of having come from the owner's pictures; ours
     """How often one that learnt from the owner's pictures strays as far from her shadows, in any direction.
 
     Raises ValueError for answers that are missing or too few."""
@@ -54,7 +54,7 @@ def judge_open(
 ) -> OpenVerdict:
     """The origin test with a way out: who is like no rival, and not like the owner's either, is unknown.
 
-    Our reading. Raises ValueError as `OriginTest.judge`."""
+    Ours. Raises ValueError as `OriginTest.judge`."""
     p, own = test.judge(suspect, owner).p, own_p(test, suspect, owner)
     answer = "no lead" if p > alpha else "lead" if own > least else "unknown origin"
     return OpenVerdict(p, own, answer)
