@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from helpers import ANIMALS, image, pictures, refused
+from helpers import ANIMALS, image, pictures, refused, run
 
 from trainprove_nb.data import pairs as pair_sets
 from trainprove_nb.data.corpora import corpus
@@ -136,6 +136,48 @@ def test_killed_between_checkpoints_and_resumed_equals_straight(
 
 def cut(path):
     path.write_bytes(path.read_bytes()[:-1000])
+
+
+TRAIN = """
+import sys
+import torch
+from accelerate import PartialState
+from trainprove_nb.data.corpora import corpus
+from trainprove_nb.models.finetune import finetune
+from trainprove_nb.models.pipelines import load_model
+
+torch.set_num_threads(1)
+pairs = corpus("avatars", "evaluation", 12)
+
+def trained(steps, **kept):
+    pipe = load_model("mini-v1")
+    return finetune(pipe, pairs, steps=steps, batch_size=4, ema=0.9, **kept), pipe.unet.state_dict()
+
+kept = dict(checkpoint=f"{sys.argv[1]}/kept.pt", save_every=2)
+losses, straight = trained(6)
+trained(4, **kept)  # the schedule is constant: the first part of a run of six
+found = losses, straight, trained(6, **kept)[1]
+torch.save(found, f"{sys.argv[1]}/found.{PartialState().process_index}")
+try:
+    finetune(load_model("mini-v1"), pairs, steps=1, batch_size=3)
+except ValueError as e:
+    print(e)
+"""
+
+
+def test_two_processes_that_share_each_batch_train_as_one(tmp_path, one_thread):
+    "Started as `accelerate launch` does; and a killed run of them goes on to the same bytes."
+    (tmp_path / "train.py").write_text(TRAIN)
+    started = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "train.py", str(tmp_path)]
+    done = run(*started, cwd=tmp_path, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    (losses, mine, resumed), (_, theirs, _) = (torch.load(tmp_path / f"found.{k}") for k in (0, 1))
+    assert all((mine[k] == theirs[k]).all() and (mine[k] == resumed[k]).all() for k in mine)
+    assert "batch_size = 3 for 2 processes: give a multiple of 2" in done.stdout
+    pipe = load_model("mini-v1")
+    known = dict(steps=6, batch_size=4, ema=0.9)
+    alone = finetune(pipe, corpus("avatars", "evaluation", 12), **known)
+    assert losses[0][1] == pytest.approx(alone[0][1], rel=1e-5) and losses != alone
+    assert all(torch.allclose(mine[k], w, atol=1e-3) for k, w in pipe.unet.state_dict().items())
 
 
 def test_checkpoint_that_was_cut(tmp_path, one_thread):

@@ -224,10 +224,29 @@ def _start(learners, accelerator, ema, lr, schedule, warmup, steps) -> Run:
     average = [p.detach().clone() for p in parameters] if ema else []
     return Run(trained, accelerator.prepare(optimizer), scheduler, accelerator.scaler, average)
 
+# %% ../../nbs/models/finetune.ipynb #6b8ba2ec
+def _own_part(batch: Batch, accelerator: Accelerator) -> Batch:
+    "The part of a batch that this process learns from, on its device. ValueError where parts would be unequal."
+    processes, size = accelerator.num_processes, len(batch.t)
+    if size % processes:
+        raise ValueError(
+            f"batch_size = {size} for {processes} processes: give a multiple of {processes}"
+        )
+    first = accelerator.process_index
+    return Batch(*(x[first::processes].to(accelerator.device) for x in batch))
+
+# %% ../../nbs/models/finetune.ipynb #9c15836e
+def _share_gradients(parameters: list, accelerator: Accelerator) -> None:
+    "The mean of all processes' gradients; nothing to do where there is one."
+    if accelerator.num_processes > 1:
+        for p in parameters:
+            p.grad = accelerator.reduce(p.grad, "mean")
+
 # %% ../../nbs/models/finetune.ipynb #0bc609cc
 def _learn(run: Run, accelerator: Accelerator, max_norm: float, ema: float) -> None:
     "One step along the gradient."
     parameters = run.parameters
+    _share_gradients(parameters, accelerator)
     accelerator.clip_grad_norm_(parameters, max_norm)
     run.optimizer.step()
     run.scheduler.step()
@@ -274,6 +293,13 @@ def _save(run: Run, path: str) -> None:
     torch.save(state, f"{path}.new")
     os.replace(f"{path}.new", path)
 
+# %% ../../nbs/models/finetune.ipynb #e34ec919
+def _save_once(run: Run, path: str, accelerator: Accelerator) -> None:
+    "Of several processes one writes; the others wait for it."
+    if accelerator.is_main_process:
+        _save(run, path)
+    accelerator.wait_for_everyone()
+
 # %% ../../nbs/models/finetune.ipynb #f6b83814
 def _undamaged(path: str) -> dict | None:
     "The state in a checkpoint; None when the file is not as it was written."
@@ -294,7 +320,7 @@ def _resume(run: Run, path: str) -> None:
             "and the training starts from the beginning",
             stacklevel=3,
         )
-        os.remove(path)
+        Path(path).unlink(missing_ok=True)
         return
     run.trained.load_state_dict(state["model"])
     run.optimizer.load_state_dict(state["optimizer"])
@@ -346,31 +372,32 @@ def finetune(
     save_every: int = 100,  # steps between checkpoints
     progress: bool = False,  # show a bar with rate and ETA
 ) -> list:  # mean loss of every 50 steps, and of the last ones, as (step, loss)
-    """Train a pipeline on pairs.
+    """Train a pipeline on pairs. Under `accelerate launch` each process learns from its part of every batch.
 
     The same arguments give the same weights on one machine, however often the run was interrupted.
-    Raises ValueError for a rank that is none, or when the training breaks down."""
+    Raises ValueError for a rank that is none, a batch that cannot be shared out equally, or when the
+    training breaks down."""
     _check_lora(lora, train_text)
     accelerator, attention = _accelerator(mixed_precision)
-    device = accelerator.device
-    data = prepare(pipe.to(device), pairs, train_text, velocity_loss)
+    data = prepare(pipe.to(accelerator.device), pairs, train_text, velocity_loss)
     learners = _learners(pipe, train_text, lora, seed)
     run = _start(learners, accelerator, ema, lr, schedule, warmup, steps)
     if checkpoint and Path(checkpoint).exists():
         _resume(run, checkpoint)
 
     run.trained.train()
-    bar = tqdm(total=steps, initial=run.step, desc="finetune", unit="step", disable=not progress)
+    shown = progress and accelerator.is_main_process
+    bar = tqdm(total=steps, initial=run.step, desc="finetune", unit="step", disable=not shown)
     with bar:
         for step in range(run.step, steps):
             batch = draw_batch(data, batch_size, dropout, step_generator(seed, step))
             with accelerator.autocast(), sdpa_kernel(attention):
-                loss = training_loss(pipe, Batch(*(x.to(device) for x in batch)), data.weights)
+                loss = training_loss(pipe, _own_part(batch, accelerator), data.weights)
                 accelerator.backward(loss)
             _learn(run, accelerator, max_norm, ema)
-            _record(run, loss, steps)
+            _record(run, accelerator.reduce(loss.detach(), "mean"), steps)
             if checkpoint and run.step % save_every == 0:
-                _save(run, checkpoint)
+                _save_once(run, checkpoint, accelerator)
             bar.update()
 
     _finish(run)
