@@ -30,7 +30,7 @@ def rival_sets(
 
 # %% ../../nbs/lab/open_trials.ipynb #e58de9e1
 def _kind(architecture: str) -> str:
-    "resnet of resnet-deep."
+    "The first word: resnet of resnet-deep."
     return architecture.partition("-")[0]
 
 # %% ../../nbs/lab/open_trials.ipynb #1e262831
