@@ -124,12 +124,15 @@ def open_alt(
 def enough(
     rates: pd.DataFrame,  # of `open_rates`
 ) -> pd.DataFrame:  # one row a way and number of rivals: its best level, and whether that is enough
-    "The largest level at which no kind of innocent is accused too often, and the power that is left there."
+    """The largest level at which no kind of innocent is accused too often, and the power that is left there.
+
+    None where nobody is of unknown origin, as with all rivals."""
     rows = []
     kinds = ["unknown", "mixtures", "tuned"]
     for (shadows, least, rivals), part in rates.groupby(["shadows", "least", "rivals"]):
         share = part.pivot_table(index="alpha", columns="group", values="share", dropna=False)
-        worst = share.reindex(columns=kinds).max(axis=1)
+        share = share.reindex(columns=["power", *kinds])
+        worst = share[kinds].max(axis=1).where(share.unknown.notna())
         holds = worst[worst <= WANTED["false"]]
         alpha = holds.index.max() if len(holds) else np.nan
         power = share.power[alpha] if len(holds) else np.nan
@@ -141,7 +144,7 @@ def enough(
 def _way(row) -> str:
     "How is judged."
     second = ", with the second question" if row.second else ""
-    return f"{row.rivals} rivals, shadows of {'all kinds' if row.shadows == 'all' else 'its own kind'}{second}"
+    return f"{row.rivals} rival{'s' * (row.rivals != 1)}, shadows of {'all kinds' if row.shadows == 'all' else 'its own kind'}{second}"
 
 # %% ../../nbs/report/open_set.ipynb #21fa9bb3
 def _of_usual(rates: pd.DataFrame, most: int) -> str:
@@ -166,7 +169,7 @@ def _of_best(found: pd.DataFrame) -> str:
         return f"**Enough**, in these numbers: {_way(best)} finds {best.power:.2f} at the level {best.alpha:g}."
     if found.power.isna().all():
         return "**Not enough**: at no level that was tried are innocents accused rarely enough."
-    best = found.sort_values("power").iloc[-1]
+    best = found.dropna().sort_values("power").iloc[-1]
     return (
         f"**Not enough**: where every kind of innocent is accused in at most {WANTED['false']:g} of cases, the "
         f"most that is found is {best.power:.2f}, by {_way(best)} at the level {best.alpha:g}. Wanted was "
@@ -180,7 +183,7 @@ def open_sentences(
 ) -> Markdown:
     "What came out."
     found, most = enough(rates), rates.rivals.max()
-    told = [_of_usual(rates, most - 1), _of_best(found[found.rivals < most])]
+    told = [_of_usual(rates, most - 1), _of_best(found)]
     run = f"*The run: scale `{parameters['scale']}`, {rates.suspects.max()} suspects at most in a rate.*"
     if parameters["scale"] == "smoke":
         run += " **It proves that everything runs. Its numbers mean nothing.**"
