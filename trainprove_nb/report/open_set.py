@@ -100,7 +100,8 @@ def open_figure(
     ax.axhline(WANTED["power"], color="k", lw=0.6)
     ax.set(xlabel="innocents of unknown origin accused", ylabel="guilty found", ylim=(0, 1.02))
     lines = [
-        Line2D([], [], color=c, label=f"{n} rivals") for n, c in zip(counts, colours, strict=False)
+        Line2D([], [], color=c, label="1 rival" if n == 1 else f"{n} rivals")
+        for n, c in zip(counts, colours, strict=False)
     ]
     lines += [Line2D([], [], color="k", ls=ls, label=name) for ls, name in WAYS.values()]
     legend_below(fig, lines, columns=3)
@@ -143,8 +144,10 @@ def enough(
 # %% ../../nbs/report/open_set.ipynb #82977fc0
 def _way(row) -> str:
     "How is judged."
+    many = "1 rival" if row.rivals == 1 else f"{row.rivals} rivals"
+    kind = "all kinds" if row.shadows == "all" else "its own kind"
     second = ", with the second question" if row.second else ""
-    return f"{row.rivals} rival{'s' * (row.rivals != 1)}, shadows of {'all kinds' if row.shadows == 'all' else 'its own kind'}{second}"
+    return f"{many}, shadows of {kind}{second}"
 
 # %% ../../nbs/report/open_set.ipynb #21fa9bb3
 def _of_usual(rates: pd.DataFrame, most: int) -> str:
