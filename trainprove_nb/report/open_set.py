@@ -17,7 +17,7 @@ from ..evidence.rates import proportion
 from ..lab.open_trials import open_verdicts
 from .classifier_plan import ClassifierPlan
 from .figures import legend_below, style
-from .sentences import where
+from .sentences import told, where
 
 # %% ../../nbs/report/open_set.ipynb #4dd9fb48
 LEVELS = (0.2, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001)  # of the origin test
@@ -179,6 +179,13 @@ def _of_best(found: pd.DataFrame) -> str:
         f"{WANTED['power']:g}. So it stays a lead."
     )
 
+# %% ../../nbs/report/open_set.ipynb #8668a4f5
+def _of_ways(found: pd.DataFrame, most: int) -> str:
+    "What each way finds where all hold what is wanted of innocents."
+    at = [row for row in found.itertuples() if row.rivals == most]
+    each = "; ".join(f"{_way(row)}: {told(row.power)}" for row in at)
+    return f"Found of the guilty, each way at the level at which every kind of innocent is accused rarely enough: {each}."
+
 # %% ../../nbs/report/open_set.ipynb #29095e75
 def open_sentences(
     rates: pd.DataFrame,  # of `open_rates`
@@ -186,8 +193,8 @@ def open_sentences(
 ) -> Markdown:
     "What came out."
     found, most = enough(rates), rates.rivals.max()
-    told = [_of_usual(rates, most - 1), _of_best(found)]
+    points = [_of_usual(rates, most - 1), _of_ways(found, most - 1), _of_best(found)]
     run = f"*The run: scale `{parameters['scale']}`, {rates.suspects.max()} suspects at most in a rate.*"
     if parameters["scale"] == "smoke":
         run += " **It proves that everything runs. Its numbers mean nothing.**"
-    return Markdown("\n".join([run, "", *(f"- {t}" for t in told)]))
+    return Markdown("\n".join([run, "", *(f"- {p}" for p in points)]))
