@@ -184,7 +184,7 @@ def _of_ways(found: pd.DataFrame, most: int) -> str:
     "What each way finds where all hold what is wanted of innocents."
     at = [row for row in found.itertuples() if row.rivals == most]
     each = "; ".join(f"{_way(row)}: {told(row.power)}" for row in at)
-    return f"Found of the guilty, each way at the level at which every kind of innocent is accused rarely enough: {each}."
+    return f"Found of the guilty, each way at the level at which innocents are accused rarely enough: {each}."
 
 # %% ../../nbs/report/open_set.ipynb #29095e75
 def open_sentences(
