@@ -1,4 +1,4 @@
-"What the largest jobs need at their peak, in GB of memory: `python tools/memory.py`. Ten minutes, and 3 GB of disk."
+"What the largest jobs need at their peak, in GB of memory: `python tools/memory.py`. TMPDIR must hold all pictures."
 
 import argparse
 import hashlib
