@@ -213,7 +213,7 @@ def looks_figure(
         for s in STRATEGIES
     ]
     handles.append(Line2D([], [], color="grey", ls=":", label="innocents that δ0 is set on"))
-    legend_below(fig, handles, columns=2)
+    legend_below(fig, handles, columns=min(2, len(fig.axes)))
     return fig
 
 # %% ../../nbs/report/looks.ipynb #6928d13a
