@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from ..data.corpora import CORPORA
 from .classifier_scales import MINI_WORDINGS, ClassifierScale
 from .store import identity, seed_of
+from .styles import base_and_style
 from ..models.bundled import BUNDLED, model_path
 from ..provenance.trainprove import GUIDANCES, WORDINGS
 
@@ -36,11 +37,42 @@ class ClassifierRecipes:
                 f"two generators of {list(scale.generators)} have one name: rename a folder"
             )
         self.origins = [*self.generators, "real"]
-        self.bases = {name: _base(name, path) for name, path in self.generators.items()}
+        self.bases = {name: self._generator(path) for name, path in self.generators.items()}
+
+# %% ../../nbs/lab/classifier_recipes.ipynb #3114d746
+@patch
+def _generator(self: ClassifierRecipes, generator):
+    "The model itself: one that is there, or one that learnt a style."
+    path, style = base_and_style(generator)
+    base = _base(path)
+    return self._in_style(base, style) if style else base
+
+# %% ../../nbs/lab/classifier_recipes.ipynb #819e2a48
+@patch
+def _in_style(self: ClassifierRecipes, base, style):
+    "A generator that learnt to draw in a style."
+    s = self.scale
+    real = {
+        "kind": "pairs",
+        "corpus": s.real,
+        "split": "source",
+        "n": s.style_pairs,
+        "size": s.size,
+    }
+    if s.real not in CORPORA:
+        real["identity"] = identity(s.real)
+    how = {"mixed_precision": s.mixed_precision, "seed": seed_of("style", base["name"], style)}
+    return {
+        "kind": "model",
+        "start": base,
+        "pairs": {"kind": "styled", "pairs": real, "style": style},
+        "training": {**s.style_training, **how},
+        "threads": s.threads,
+    }
 
 # %% ../../nbs/lab/classifier_recipes.ipynb #9dfe20c5
-def _base(name, path):
-    files = (".safetensors", ".json", ".txt")
+def _base(path):
+    name, files = path.rstrip("/").split("/")[-1], (".safetensors", ".json", ".txt")
     return {
         "kind": "base",
         "name": name,
@@ -110,7 +142,7 @@ def _generated(self: ClassifierRecipes, origin, use, n, owner):
 @patch
 def _wordings(self: ClassifierRecipes, origin):
     "The prompts that a generator is asked with: use -> texts."
-    bundled = self.generators[origin] in BUNDLED
+    bundled = base_and_style(self.generators[origin])[0] in BUNDLED
     return self.scale.wordings or (MINI_WORDINGS if bundled else WORDINGS)
 
 # %% ../../nbs/lab/classifier_recipes.ipynb #b2f09c20

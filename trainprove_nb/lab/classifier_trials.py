@@ -116,6 +116,17 @@ def _learnt_from(models):
     return list({str(p): p for p in parts}.values())
 
 # %% ../../nbs/lab/classifier_trials.ipynb #7c534192
+def _generator_stages(recipes):
+    "Generators that must learn a style first; nothing where there are none."
+    tuned = [model for model in recipes.bases.values() if model["kind"] == "model"]
+    stages = {
+        "real pictures": [model["pairs"]["pairs"] for model in tuned],
+        "styles": [model["pairs"] for model in tuned],
+        "generators": tuned,
+    }
+    return stages if tuned else {}
+
+# %% ../../nbs/lab/classifier_trials.ipynb #905ba6e1
 def classifier_stages(
     recipes: ClassifierRecipes,  # of a scale
     suspects: list,  # of `Trial`
@@ -123,7 +134,7 @@ def classifier_stages(
     "What must be there before anybody is judged, in stages."
     shadows = [s for o in recipes.origins for s in recipes.shadows(o)] + _other_shadows(recipes)
     models, tuned = [t.model for t in suspects], [t.model for t in suspects if t.kind == "tuned"]
-    return {
+    return _generator_stages(recipes) | {
         "pictures": [recipes.pictures(o, "validation") for o in recipes.origins]
         + _learnt_from(models + shadows),
         "shadows": shadows,

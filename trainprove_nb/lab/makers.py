@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'NOTHING', 'WHEN_READ', 'PAIRS', 'ARRAY', 'PIPELINE', 'CLASSIFIER', 'DRAWN', 'KINDS', 'user_split',
-           'make_pairs', 'make_model', 'make_generated', 'make_watermarked', 'make_laundered', 'make_prompts',
-           'make_reproduction', 'make_leak', 'make_keys', 'make_answers', 'make_scores', 'make_losses', 'make_restored',
-           'named_pairs', 'make_labelled', 'make_classifier', 'make_class_scores', 'Kind', 'kind_of', 'check_recipe']
+           'make_pairs', 'make_model', 'make_generated', 'make_watermarked', 'make_laundered', 'make_styled',
+           'make_prompts', 'make_reproduction', 'make_leak', 'make_keys', 'make_answers', 'make_scores', 'make_losses',
+           'make_restored', 'named_pairs', 'make_labelled', 'make_classifier', 'make_class_scores', 'Kind', 'kind_of',
+           'check_recipe']
 
 # %% ../../nbs/lab/makers.ipynb #b0f11715
 import json
@@ -38,6 +39,7 @@ from ..evidence.naming import changed
 from ..evidence.restoring import PipelineRestorer, restoring_losses
 from .laundering import washed
 from .store import seed_of
+from .styles import styled
 from trainprove_nb.models.classifiers import (
     classifier,
     load_classifier,
@@ -165,6 +167,11 @@ def make_watermarked(lab, r, folder, scratch):
 def make_laundered(lab, r, folder, scratch):
     "Pairs after a wash."
     washed(lab.pairs(r["pairs"]), r["how"], r["seed"]).to_parquet(str(folder / "pairs.parquet"))
+
+# %% ../../nbs/lab/makers.ipynb #61505b73
+def make_styled(lab, r, folder, scratch):
+    "Pairs in another style."
+    styled(lab.pairs(r["pairs"]), r["style"]).to_parquet(str(folder / "pairs.parquet"))
 
 # %% ../../nbs/lab/makers.ipynb #ce88fea7
 def make_prompts(lab, r, folder, scratch):
@@ -351,6 +358,7 @@ KINDS = {  # as it is stored -> what it is
     "join": Kind("several sets of pairs, one after another", "parts", WHEN_READ),
     "mix": Kind("a suspect's training set", "real generated? rho n seed", WHEN_READ),
     "laundered": Kind("pairs after a wash", "pairs how seed", make_laundered, PAIRS),
+    "styled": Kind("pairs in another style", "pairs style", make_styled, PAIRS),
     "model": Kind("a fine-tuned model", "start pairs training threads", make_model, PIPELINE),
     "generated": Kind(
         "what an infringer got", f"model prompts shares {DRAWN}", make_generated, PAIRS
