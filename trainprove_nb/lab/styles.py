@@ -6,7 +6,6 @@
 __all__ = ['STYLES', 'styled', 'base_and_style']
 
 # %% ../../nbs/lab/styles.ipynb #8c914c9d
-import numpy as np
 from datasets import Dataset
 from PIL import ImageFilter, ImageOps
 

@@ -106,9 +106,15 @@ class ClassifierPlan:
         build_classifier_trials(self.lab, self.recipes, self.suspects, jobs, backend)
 
 # %% ../../nbs/report/classifier_plan.ipynb #4195a724
-TABLES = {"trainprove": ("", "ablations"), "batchsize": ("",), "open_set": ("",)}
+TABLES = {
+    "trainprove": ("", "ablations"),
+    "fair_trainprove": ("", "ablations"),
+    "batchsize": ("",),
+    "open_set": ("",),
+}
 MEANINGS = {
     "trainprove": trainprove_parameters,
+    "fair_trainprove": trainprove_parameters,
     "batchsize": batchsize_parameters,
     "open_set": open_set_parameters,
 }
@@ -125,7 +131,7 @@ def _check_tables(name, tables, folder):
 
 # %% ../../nbs/report/classifier_plan.ipynb #b583ca94
 def plan_classifiers(
-    name: str,  # of the experiment: "trainprove", "batchsize" or "open_set"
+    name: str,  # of the experiment: as in `MEANINGS`
     asked: dict,  # parameters by name
     lab: str,  # folder of models
     out: str,  # folder of results

@@ -33,6 +33,7 @@ from trainprove_nb.report import (
     classifier_audit,
     classifier_results,
     fair,
+    fair_plans,
     generator_audit,
     hard_cases,
     instance,
@@ -109,12 +110,17 @@ EXPERIMENTS = {  # name -> (plan(asked, lab, out), what is done with the plan)
         ),
         [statistical.measure_table1],
     ),
+    "fair_table1": (fair_plans.plan_fair_table1, [statistical.measure_table1]),
     "table2": (
         partial(plan_experiment, "table2", checks={"edges": ranges.check_edges}),
         [ranges.measure_table2],
     ),
     "trainprove": (
         partial(plan_classifiers, "trainprove"),
+        [classifier_results.measure_trainprove],
+    ),
+    "fair_trainprove": (
+        fair_plans.plan_fair_trainprove,
         [classifier_results.measure_trainprove],
     ),
     "batchsize": (

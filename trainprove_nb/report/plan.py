@@ -170,6 +170,7 @@ TABLES = {
     "fig6": ("models",),
     "fair": ("models", "sources", "looks", "numbers"),
     "table1": ("accused", "instance"),
+    "fair_table1": ("accused", "instance"),
     "hard": ("models", "keys"),
     "release": ("redrawn", "rivals"),
     "laundering": ("accounts", "sizes"),
