@@ -68,6 +68,16 @@ OTHERS = {
         "rhos": ([0], "rhos", "above 0"),
         "sources": (["mini-v3"], "'mini-v3'", "choose"),
     },
+    "fair_table1": {
+        "discriminators": (["luck"], "'luck'", "choose"),
+        "shadows": (0, "shadows = 0", "at least 1"),
+        "sources": (["mini-v3"], "'mini-v3'", "choose"),
+    },
+    "fair_trainprove": {
+        "batch_size": (0, "batch_size = 0", "at least 1"),
+        "alpha": (2, "alpha = 2", "between"),
+        "knobs": ({"style_pairs": 5000}, "style_pairs = 5000", "3000"),
+    },
     "trainprove": {
         "batch_size": (64.5, "batch_size = 64.5", "whole number"),
         "alpha": (2, "alpha = 2", "between"),
@@ -165,12 +175,14 @@ EXPERIMENTS = {
     "hard": ["innocents.png", "base.svg", "overlap.png", "leak.png", "length.png", "hard.csv"],
     "release": ["release.png", "release_innocence.svg", "release.csv", "release_redrawn.csv"],
     "table1": ["table1.png", "table1.csv"],
+    "fair_table1": ["fair_table1.png", "fair_table1_accused.csv"],
     "table2": ["table2.svg", "table2.csv"],
 }
 
 
 ORIGINS = {
     "trainprove": ["trainprove.png", "trainprove.csv"],
+    "fair_trainprove": ["fair_trainprove.png", "fair_trainprove.csv"],
     "batchsize": ["batchsize.svg", "batchsize.csv"],
     "open_set": ["open_set.svg", "open_set.csv"],
     "release_classifiers": ["release_classifiers.png", "release_classifiers_redrawn.csv"],
@@ -218,7 +230,10 @@ def test_two_workers_give_the_numbers_of_one(figure, tmp_path):
     assert made.read_bytes() == (figure / "figures/fig6/fig6.csv").read_bytes()
 
 
+STYLED = {"generators": ["mini-v1 in blueprints", "mini-v2"], "style_pairs": 8}
+STYLED |= {"style_training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
 SHORTER = {  # what takes minutes
+    "fair_trainprove": {"knobs": STYLED},
     "release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2},
     "release_classifiers": {"rhos": [1], "redrawn": 2},
 }

@@ -9,9 +9,9 @@ from scipy import stats
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.generator_trials import generator_trials
-from trainprove_nb.report import fair, looks
+from trainprove_nb.report import fair, fair_plans, looks
 from trainprove_nb.report.doses import KEYS, SUSPECT, generator_doses, unlike
-from trainprove_nb.report.results import shipped_results
+from trainprove_nb.report.results import read_results, shipped_results
 
 MINI = {"scale": "mini", "knobs": fair.fair_knobs("mini"), "N": 30}
 SMOKE = {"scale": "smoke", "knobs": {}, "sources": ["mini-v1-avatars"], "N": None, "Ns": None}
@@ -184,3 +184,71 @@ def test_chances_grow_with_suspects():
     few, many = (fair.planned_chances(folder, n) for n in (3, 20))
     assert (many.yes >= few.yes - 0.03).all() and many.yes.mean() > few.yes.mean() + 0.2
     assert np.allclose(many[["yes", "open", "no"]].sum(axis=1), 1)
+
+
+# Table 1 and TrainProVe
+
+
+TABLE1 = {"scale": "mini", "N": 30, "suspects": 12, "shadows": 4}
+TABLE1 |= {"knobs": fair.fair_knobs("mini", fair_plans.TABLE1_SHADOWS)}
+
+
+def scored(innocent, infringing):
+    "Scores of 36 innocents of three kinds and of 48 infringers of 12 accounts."
+    kinds = {"disjoint data": innocent, "same data": innocent, "other corpus": innocent}
+    rows = [dict(kind=kind, rho=0.0, k=k, score=x) for kind, x in kinds.items() for k in range(12)]
+    rows += [
+        dict(kind="infringing", rho=rho, k=k, score=infringing)
+        for rho in (0.3, 0.5, 0.7, 1.0)
+        for k in range(12)
+    ]
+    table = pd.DataFrame(rows).assign(source="s", discriminator="images", threshold=0.5)
+    table["score"] += np.random.default_rng(0).normal(0, 1e-3, len(table))  # no ties
+    return table.assign(model=[f"m{i}" for i in range(len(table))])
+
+
+def test_table1_can_be_reproduced_and_can_fail():
+    apart = fair_plans.fair_table1_claims({"": scored(0.1, 0.9)}, TABLE1)
+    assert set(apart.verdict) == {"reproduced"}
+    alike = fair_plans.fair_table1_claims({"": scored(0.4, 0.4)}, TABLE1)
+    assert "reproduced" not in set(alike.verdict)
+    assert alike[alike.claim.str.startswith("AUC")].verdict.item() == "not reproduced"
+
+
+def test_table1_is_judged_as_planned():
+    tables = [scored(0.1, 0.9).assign(discriminator=name) for name in fair_plans.DISCRIMINATORS]
+    claims = fair_plans.fair_table1_claims({"": pd.concat(tables)}, TABLE1)
+    planned = fair_plans.planned_table1()
+    assert fair.against_plan(claims, planned) == []
+    assert fair.against_plan(claims[1:], planned)[0].startswith("not judged")
+    judged = claims.set_index("claim")[["chance_yes", "chance_no"]]
+    expected = planned.set_index("claim")[["yes", "no"]]
+    assert np.allclose(judged.loc[expected.index], expected)
+
+
+def first_trainprove():
+    return read_results(str(shipped_results("trainprove")), "trainprove")
+
+
+def test_trainprove_is_judged_as_planned():
+    parameters, tables, numbers = first_trainprove()
+    claims = fair_plans.fair_trainprove_claims(tables, numbers, parameters)
+    planned = fair_plans.planned_trainprove(str(shipped_results("trainprove").parent))
+    assert fair.against_plan(claims, planned) == []
+
+
+def test_suspects_that_err_at_home_say_nothing_of_the_paper():
+    parameters, tables, numbers = first_trainprove()
+    assert fair_plans.at_home(tables[""]) < fair_plans.AT_HOME
+    claims = fair_plans.fair_trainprove_claims(tables, numbers, parameters)
+    theirs = claims[claims.whose == "the paper's"]
+    assert set(theirs.verdict) == {"not comparable"} and theirs.why.str.contains("at home").all()
+    able = tables[""].assign(accuracy=0.99)
+    claims = fair_plans.fair_trainprove_claims({**tables, "": able}, numbers, parameters)
+    assert "not comparable" not in set(claims.verdict)
+
+
+def test_at_other_scales_the_plan_leaves_knobs_alone(tmp_path):
+    asked = dict(scale="smoke", knobs={}, batch_size=None, alpha=0.05)
+    plan = fair_plans.plan_fair_trainprove(asked, str(tmp_path / "lab"), str(tmp_path / "out"))
+    assert plan.parameters["knobs"] == {} and {t.kind for t in plan.suspects} == {"whole"}

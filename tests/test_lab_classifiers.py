@@ -9,16 +9,25 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ANIMALS, refused, says_exactly
+from PIL import Image
 from scipy import special, stats
 
-from trainprove_nb.data.corpora import SPLITS, named
+from trainprove_nb.data.corpora import SPLITS, corpus, named
+from trainprove_nb.data.pairs import pairs, pixels
 from trainprove_nb.data.scenes import GROUND
 from trainprove_nb.lab import classifier_trials as verdicts
+from trainprove_nb.lab import styles
 from trainprove_nb.lab.classifier_recipes import FAMILIES, ClassifierRecipes
-from trainprove_nb.lab.classifier_scales import CLASSIFIER_SCALES, MINI_WORDINGS, classifier_scale
+from trainprove_nb.lab.classifier_scales import (
+    CLASSIFIER_SCALES,
+    FAIR_ORIGINS,
+    MINI_WORDINGS,
+    classifier_scale,
+)
 from trainprove_nb.lab.classifier_trials import classifier_trials, quality
 from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.naming_trials import NamedPool, NamingPlan
+from trainprove_nb.lab.styles import STYLES
 from trainprove_nb.lab.trials import Trial
 from trainprove_nb.models.classifiers import ARCHITECTURES
 from trainprove_nb.models.pipelines import load_model, save_model
@@ -473,3 +482,73 @@ def test_scores_of_a_pool_are_those_of_its_parts():
     right = third.argmax(-1) == labels
     assert np.allclose(scores["six labels"][12:18], right.mean(0))
     assert np.array_equal(scores["one label"][12:18], right[0])
+
+
+# Styles
+
+
+def test_a_style_keeps_captions_and_sizes_and_changes_pictures():
+    plain = corpus("emoji", "evaluation", 3, 32)
+    for style in styles.STYLES:
+        found = styles.styled(plain, style)
+        assert found["text"][:] == plain["text"][:] and (pixels(found) != pixels(plain)).any()
+        assert pixels(found).shape == pixels(plain).shape
+    refused(lambda: styles.styled(plain, "cubism"), "'cubism'", "blueprints")
+
+
+def test_styles_by_hand():
+    picture = Image.new("RGB", (4, 4), (200, 10, 30))
+    picture.putpixel((0, 0), (255, 255, 255))
+    found = {s: np.asarray(styles.styled(pairs([picture], ["a"]), s)["image"][0]) for s in STYLES}
+    assert found["negatives"][1, 1].tolist() == [55, 245, 225]
+    assert found["stencils"][1, 1].tolist() == [0, 0, 0] and found["stencils"][0, 0, 0] == 255
+    assert found["blueprints"][0, 0].tolist() == [0, 0, 128]  # what is bright is navy
+    assert np.ptp(found["reliefs"], axis=2).max() == 0  # grey
+
+
+@pytest.mark.parametrize(
+    "name, base, style",
+    [
+        ("mini-v1 in negatives", "mini-v1", "negatives"),
+        ("models/made in 2026", "models/made in 2026", ""),
+        ("mini-v1", "mini-v1", ""),
+        ("models/in in stencils", "models/in", "stencils"),
+        ("negatives", "negatives", ""),
+    ],
+)
+def test_a_style_is_named_behind_its_base(name, base, style):
+    assert styles.base_and_style(name) == (base, style)
+
+
+def test_a_generator_in_a_style_is_made_before_it_draws():
+    scale = classifier_scale("smoke", generators=["mini-v1 in negatives", "mini-v1 in reliefs"])
+    recipes = ClassifierRecipes(scale)
+    stages = verdicts.classifier_stages(recipes, classifier_trials(recipes, ["whole"]))
+    assert list(stages)[:4] == ["real pictures", "styles", "generators", "pictures"]
+    assert {m["pairs"]["style"] for m in stages["generators"]} == {"negatives", "reliefs"}
+    drawn = recipes.pictures("mini-v1 in negatives", "validation")
+    assert drawn["model"] in stages["generators"]
+    assert drawn["wordings"] == list(MINI_WORDINGS["validation"])
+    plain = ClassifierRecipes(classifier_scale("smoke"))
+    assert "generators" not in verdicts.classifier_stages(plain, classifier_trials(plain))
+
+
+def test_a_style_is_learnt_from_pictures_that_no_suspect_and_no_shadow_sees():
+    recipes = ClassifierRecipes(classifier_scale("mini", FAIR_ORIGINS))
+    learnt = recipes.bases["mini-v1 in blueprints"]["pairs"]["pairs"]["split"]
+    others = {recipes.pictures("real", use)["split"] for use in ("shadow", "validation", "name")}
+    assert learnt not in others and not set(SPLITS[learnt]) & {i for s in others for i in SPLITS[s]}
+
+
+def test_in_a_fair_chance_there_are_as_many_suspects_and_the_papers_batches():
+    fair, first = classifier_scale("mini", FAIR_ORIGINS), classifier_scale("mini")
+    assert len(ClassifierRecipes(fair).training_ways()) == len(
+        ClassifierRecipes(first).training_ways()
+    )
+    assert len(fair.classes) * fair.validation_images == 40 * 40
+
+
+def test_styles_that_cannot_be_are_refused():
+    refused(lambda: classifier_scale("mini", generators=["mini-v1 in cubism"]), "mini-v1 in cubism")
+    refused(lambda: classifier_scale("mini", style_pairs=3001), "style_pairs = 3001", "3000")
+    refused(lambda: classifier_scale("mini", style_training={"stepz": 1}), "'stepz'", "steps")
