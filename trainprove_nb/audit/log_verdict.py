@@ -315,7 +315,7 @@ def _control_parts(found, level) -> list:
 
 # %% ../../nbs/audit/log_verdict.ipynb #1ef87a6c
 def _power(opened, found) -> list:
-    "What this audit would have found: its own controls, and the mini lab's."
+    "What this audit would have found: a row for each of its own controls."
     level = opened.audit.test.level
     rows = []
     for rho, control in found.controls:
