@@ -1352,8 +1352,6 @@ def _check_without_log(audit: AuditFile) -> Iterator:  # (key, advice)
     for key in ("model", "trained_on") if generator else ():
         if getattr(audit.owned, key) is None:
             yield f"owned.{key}", "without a log (released) this is needed: give it"
-    if audit.suspect.adapter is not None:
-        yield "suspect.adapter", "a function of your own is asked before a log alone: give model"
     scale = generator_scale if generator else classifier_scale
     if problem := _problem(lambda: scale(audit.lab.scale, audit.lab.knobs)):
         yield "lab.knobs", problem
