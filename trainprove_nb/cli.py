@@ -20,6 +20,7 @@ import nbformat
 import papermill
 import yaml
 
+from .lab.store import check_local
 from .report.executed import Wrong, check_parameters, run_notebook
 from .report.results import notebooks_folder, shipped_results
 
@@ -201,8 +202,19 @@ def _shipped(notebook: Path) -> dict:
     folder = shipped_results(notebook.stem)
     return _known_to(notebook, {"redraw": str(folder), "results": str(folder.parent)})
 
+# %% ../nbs/cli.ipynb #16fbc0bc
+class _Folder(click.Path):
+    "A folder of this machine; an address is refused, where `Path` would make a folder of it."
+
+    def convert(self, value, param, ctx):
+        try:
+            check_local(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
+        return super().convert(value, param, ctx)
+
 # %% ../nbs/cli.ipynb #ef72f184
-FOLDER = click.Path(path_type=Path)
+FOLDER = _Folder(path_type=Path)
 SCALE = click.option(
     "--scale",
     default="mini",

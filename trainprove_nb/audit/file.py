@@ -48,6 +48,7 @@ from ..evidence.release_log import JOURNAL, log_table
 from ..lab.classifier_scales import classifier_scale
 from ..lab.generator_scales import generator_scale
 from ..lab.knobs import SETTINGS, Choice, Number, Switch, Text
+from ..lab.store import check_local
 from ..models.bundled import BUNDLED, _is_hub_name, meant_folder, model_path
 from ..models.classifiers import check_classifier_folder
 from ..models.sampling import PRECISIONS, generate
@@ -88,6 +89,15 @@ def _key(
     examples = None if example is None else [example]
     return Field(default, description=what, examples=examples, **limits)
 
+# %% ../../nbs/audit/file.ipynb #eb929307
+def _no_address(text: str) -> str:
+    "A folder's path, not an address."
+    try:
+        check_local(text)
+    except ValueError as e:
+        _refuse(str(e))
+    return text
+
 # %% ../../nbs/audit/file.ipynb #c633ad3e
 _LINE = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"  # not blank, on one line
 _Text = Annotated[str, Field(min_length=1, max_length=1000, pattern=_LINE)]
@@ -119,7 +129,7 @@ def _path_or_name(text: str, info: ValidationInfo) -> str:
     return _in_folder(text, info)
 
 # %% ../../nbs/audit/file.ipynb #167900dc
-_Folder = Annotated[_Text, AfterValidator(_in_folder)]
+_Folder = Annotated[_Text, AfterValidator(_no_address), AfterValidator(_in_folder)]
 _Model = Annotated[_Text, AfterValidator(_path_or_name)]
 
 

@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from ..lab.generator_recipes import INNOCENTS
+from ..lab.store import check_local
 
 # %% ../../nbs/report/figures.ipynb #85917ecc
 COLOURS = {
@@ -54,7 +55,10 @@ def style() -> None:
 def check_folder(
     folder: str,  # of results
 ) -> Path:  # made when missing
-    "The folder itself; OSError with what to do when it cannot be written."
+    """The folder itself.
+
+    Raises OSError with what to do when it cannot be written, ValueError for an address."""
+    check_local(folder)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
