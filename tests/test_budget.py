@@ -50,7 +50,9 @@ def test_units_by_hand(stages):
     assert counts["search"] == 6 * 200 * math.ceil(300 / 4)
     drawn = 6 * 30 * 500  # what infringers learn from
     mined = 6 * 4 * (3000 + 300)  # four answers to each training pair, and to each optimised prompt
-    asked = 100 * 3 * (900 + 6 * 4)  # a hundred keys of three kinds; the sources' own answers four times
+    asked = (
+        100 * 3 * (900 + 6 * 4)
+    )  # a hundred keys of three kinds; the sources' own answers four times
     assert counts["picture"] == drawn + mined + asked
     assert counts["file"] < 100 and set(counts.index) == {"step", "search", "picture", "file"}
 
@@ -114,7 +116,8 @@ def test_graham_s_bound(stages, number):
     tasks = tasks_of(stages, SECONDS)
     loads = {stage: sum(t.seconds for t in found) / number for stage, found in tasks.items()}
     longest = {stage: max(t.seconds for t in found) for stage, found in tasks.items()}
-    took = simulate(tasks, Cards(number)).diff().fillna(simulate(tasks, Cards(number)).iloc[0]) * 3600
+    ends = simulate(tasks, Cards(number))
+    took = ends.diff().fillna(ends.iloc[0]) * 3600
     for stage in tasks:
         assert max(loads[stage], longest[stage]) - 1e-6 <= took[stage]
         assert took[stage] <= loads[stage] + (1 - 1 / number) * longest[stage] + 1e-6
