@@ -43,6 +43,18 @@ def test_the_papers_grid_has_900_suspects_and_each_recipe_once(stages):
     assert len(names) == len(set(names))
 
 
+def test_the_suspects_are_infringers_and_innocents_with_other_data(stages):
+    recipes = GeneratorRecipes(generator_scale("paper"))
+    grid = [
+        recipes.suspect(source, rho, k) if rho else recipes.innocent(source, "disjoint data", k)
+        for source in recipes.sources()
+        for rho in (0, 0.3, 0.5, 0.7, 1)
+        for k in range(30)
+    ]
+    names = [recipe_name(r) for r in grid]
+    assert sorted(names) == sorted(recipe_name(r) for r in stages["suspects"])
+
+
 def test_units_by_hand(stages):
     "Section 3.1 and the scale's knobs, multiplied out."
     counts = unit_counts(stages)

@@ -33,13 +33,11 @@ def grid_stages(
 
 # %% ../../nbs/report/budget.ipynb #a94ebd89
 def _each_once(stages):
-    "Stages in which a recipe stands where it stood first; without bases."
-    found, seen = {}, set()
-    for stage, recipes in stages.items():
-        new = {recipe_name(r): r for r in recipes if r["kind"] != "base"}
-        found[stage] = [r for name, r in new.items() if name not in seen]
-        seen.update(new)
-    return found
+    "Stages in which no recipe stands twice, and no base, which is not made."
+    return {
+        stage: list({recipe_name(r): r for r in recipes if r["kind"] != "base"}.values())
+        for stage, recipes in stages.items()
+    }
 
 # %% ../../nbs/report/budget.ipynb #e7a5cfbb
 def unit_counts(
