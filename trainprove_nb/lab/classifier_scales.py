@@ -280,6 +280,8 @@ FAIR_ORIGINS = {  # knobs
     ),
     "classes": tuple(SUBJECTS["animal"])[:10],
     "validation_images": 160,
+    "pool": 150,
+    "suspect_images": 120,
     "training": {"epochs": 40, "batch_size": 64},
     "shadow_architectures": ("resnet", "vit"),
     "efforts": (1.0, 0.65),
