@@ -196,6 +196,31 @@ def all_of(folder, content):
     return lambda root: [f.write_bytes(content) for f in (root / folder).glob("*.png")]
 
 
+def copies(side):
+    "Pictures of the log take the place of the answers."
+
+    def do(root):
+        rows = log_table(str(root / "log"))
+        for k, text in enumerate(TEXTS):
+            row = rows[(rows.side == side) & (rows.prompt == text)].iloc[0]
+            shutil.copy(root / "log" / row.file, root / f"answers/{k}.png")
+
+    return do
+
+
+def alone(root):
+    "A log of which only the first request was kept."
+    file = root / "log/lines.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:2]))
+
+
+def swapped(root):
+    "A classifier that knows all, under the other names."
+    told = ["dog" if "cat" in text else "cat" for text in TEXTS for _ in range(4)]
+    rows = [f"{k:06d}.png,{name}\n" for k, name in enumerate(told)]
+    (root / "names.csv").write_text("file_name,label\n" + "".join(rows))
+
+
 def saved(root):
     "The log's folder as `save_to_disk` writes it, and cut."
     shutil.rmtree(root / "sent")
@@ -248,6 +273,15 @@ def weights(part, change):
         save_file(change(load_file(file)), file)
 
     return do
+
+
+def zeros(found):
+    return {name: torch.zeros_like(w) for name, w in found.items()}
+
+
+def silenced(found):
+    "A network that answers all with zeros."
+    return {name: torch.zeros_like(w) if "conv_out" in name else w for name, w in found.items()}
 
 
 def diverged(found):
@@ -335,6 +369,16 @@ COMMANDS = {
     "an endless device": (nothing, check("/dev/zero"), "no file /dev/zero"),
     "a key of dots": (nothing, check("log.yaml", "test..level=1"), "this is no key"),
     "a key within a value": (nothing, check("log.yaml", "test.level.x=3"), "test.level.*number"),
+    "a key twice": (
+        nothing,
+        check("log.yaml", "test.level=0.01", "test.level=0.2"),
+        "-s test.level: this takes the place of -s test.level before it: keep one",
+    ),
+    "a key, and all that it stands in": (
+        nothing,
+        check("log.yaml", "test.level=0.01", "test={draws: 999}"),
+        "-s test: this takes the place of -s test.level before it: keep one",
+    ),
     "half a character": (nothing, check("log.yaml", "suspect.model=\udcff"), "cannot be printed"),
     "questions into no folder": (
         nothing,
@@ -592,6 +636,12 @@ DATA = {
         LOG,
         r"lacks the column\(s\) side: give a log",
     ),
+    "a log of one request": (alone, LOG, "from 1 requests no p-value is below 0.25.*longer log"),
+    "a budget of one question": (
+        nothing,
+        run("asked.yaml", "test.questions=1"),
+        "1 requests can be asked for.*no p-value is below 0.25.*test.level is 0.05",
+    ),
     "a table of a log that was cut": (
         both(table(lambda rows: rows), cut("log/log.parquet", 200)),
         LOG,
@@ -635,6 +685,16 @@ MODELS = {
         theirs(weights("text_encoder", diverged)),
         THEIRS,
         "text_encoder are not finite",
+    ),
+    "weights that are all zero": (
+        theirs(weights("unet", zeros)),
+        THEIRS,
+        r"all \d+ weights of its unet are zero",
+    ),
+    "a last layer of zeros": (
+        theirs(weights("unet", silenced)),
+        THEIRS,
+        "the network answers all pictures alike",
     ),
     "half a network": (theirs(weights("unet", half)), THEIRS, "of its unet are in no file"),
     "half an encoder": (theirs(weights("text_encoder", half)), THEIRS, "text_encoder are in no"),
@@ -766,6 +826,18 @@ FUNCTIONS = {
 
 ANSWERS = {
     "answers to others": (row("answers", text="zebra"), ASKED, "0 answers to 'a dog'"),
+    "answers that are what was released": (
+        copies("released"),
+        ASKED,
+        "0.png to 'a cat' is, pixel for pixel, the released picture .*6 such of 6 answers",
+    ),
+    "answers that were withheld": (
+        copies("withheld"),
+        ASKED,
+        "is, pixel for pixel, the withheld picture .*folders were mixed up",
+    ),
+    "one class for all": (nothing, NAMED, "same score, in every prompt.*in place of labels"),
+    "classes in the wrong order": (swapped, NAMED, "its 'cat' is our 'dog'.*give mapping"),
     "answers that are too few": (nothing, run("asked.yaml", "test.answers=5"), "2 are needed"),
     "an answer that was cut": (cut("answers/1.png", 900), ASKED, "1.png cannot be decoded"),
     "one answer to all": (all_of("answers", png()), ASKED, "given to other prompts too"),
@@ -838,6 +910,7 @@ KNOBS = {
         "metric=3": "metric = 3: give a text",
         "metric=l2": "unknown distance 'l2': choose from",
         "metric=sscd:names.csv": "names.csv is not a TorchScript network",
+        "knobs={size: 16, size: 24}": "'size' is given twice in a mapping: keep one",
         "knobs=null": "knobs = None: give a mapping",
         "knobs={suspect_training: {ema: 2}}": "ema = 2",
         "knobs={suspect_training: {dropout: 2}}": "dropout = 2",
@@ -853,6 +926,7 @@ KNOBS = {
 }
 
 FIGURES = {
+    "a parameter twice": (nothing, fig("N=4", "N=5"), "N is given twice: keep one of them"),
     "a hundred thousand workers": (nothing, fig(more=["--jobs", "100000"]), "jobs = 100,000"),
     "results in a file": (write("f", "x"), fig(more=["--out", "f"]), "cannot write to .*/f/"),
     "a lab that is a file": (write("f", "x"), fig(more=["--lab", "f"]), "cannot write to .*/f "),

@@ -141,6 +141,16 @@ def _list():
             kind, default = p["inferred_type_name"], p["default"]
             click.echo(f"  {p['name']:<10} {kind:<6} {default:<15} {p['help']}")
 
+# %% ../nbs/cli.ipynb #22046880
+class _EachOnce(yaml.SafeLoader):
+    "YAML whose mappings have each key once."
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for k, key in enumerate(keys) if key in keys[:k]]:
+            raise click.BadParameter(f"{twice[0]!r} is given twice in a mapping: keep one of them")
+        return super().construct_mapping(node, deep)
+
 # %% ../nbs/cli.ipynb #8c2972c3
 def _setting(ctx, param, values):
     "KEY=VALUE pairs, values read as YAML."
@@ -149,8 +159,10 @@ def _setting(ctx, param, values):
         key, equals, value = v.partition("=")
         if not equals:
             raise click.BadParameter(f"{v!r} is not KEY=VALUE")
+        if key in out:
+            raise click.BadParameter(f"{key} is given twice: keep one of them")
         try:
-            out[key] = yaml.safe_load(value)
+            out[key] = yaml.load(value, _EachOnce)
         except (yaml.YAMLError, ValueError, RecursionError):
             shown = v if len(v) <= 80 else f"{v[:77]}..."
             raise click.BadParameter(

@@ -43,6 +43,12 @@ def _settings(ctx, param, values) -> dict:
     pairs = [value.partition("=") for value in values]
     if bad := [key for key, equals, _ in pairs if not equals]:
         raise Wrong(f"-s {bad[0]}: give KEY=VALUE, as in -s test.level=0.01")
+    keys = [key for key, _, _ in pairs]
+    for k, key in enumerate(keys):
+        if lost := [given for given in keys[:k] if f"{given}.".startswith(f"{key}.")]:
+            raise Wrong(
+                f"-s {key}: this takes the place of -s {lost[0]} before it: keep one of them"
+            )
     return {key: value for key, _, value in pairs}
 
 # %% ../../nbs/audit/command.ipynb #ecb9397f

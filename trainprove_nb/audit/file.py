@@ -44,7 +44,8 @@ from typing_extensions import TypedDict
 
 from ..data.corpora import CORPORA
 from ..data.folders import _any_form
-from ..evidence.release_log import JOURNAL, log_table
+from ..evidence.log_test import least_p
+from ..evidence.release_log import JOURNAL, _blocks_of, log_table
 from ..lab.classifier_scales import classifier_scale
 from ..lab.generator_scales import generator_scale
 from ..lab.knobs import SETTINGS, Choice, Number, Switch, Text
@@ -1178,7 +1179,9 @@ def suspect_function(
 def score_function(
     audit: AuditFile,  # with test.score
 ) -> Callable:  # (suspect, pictures, prompts) -> a number a picture
-    "The score of one's own. Raises what `suspect_function` raises."
+    """The score of one's own, which gets all pictures of a log at once.
+
+    Raises what `suspect_function` raises."""
     return _own_function(audit, audit.test.score, "a suspect, pictures and prompts")
 
 # %% ../../nbs/audit/file.ipynb #e10dbb3a
@@ -1276,7 +1279,8 @@ def _log_rows(folder: str) -> pd.DataFrame:  # a row a picture: prompt, account,
     if not place.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: give the folder of the log")
     prompts = [row["text"] for row in _any_form(place)]
-    return pd.DataFrame({"prompt": prompts, "account": None, "side": "released", "file": "there"})
+    sent = pd.DataFrame({"prompt": prompts, "account": None, "side": "released", "file": "there"})
+    return sent.assign(request=range(len(sent)))
 
 # %% ../../nbs/audit/file.ipynb #cdc14ade
 def _of_account(rows: pd.DataFrame, account: str | None) -> pd.DataFrame:
@@ -1290,8 +1294,22 @@ def _of_account(rows: pd.DataFrame, account: str | None) -> pd.DataFrame:
     return mine
 
 # %% ../../nbs/audit/file.ipynb #84b61eec
+def _least_of(rows: pd.DataFrame, withheld: int) -> float:
+    "The least p-value that a log can give, its second side as it is or as it will be drawn."
+    if (rows.side == "withheld").any():
+        return least_p(rows.side == "released", _blocks_of(rows), draws=10**9)
+    return (1 + withheld) ** -len(rows)
+
+# %% ../../nbs/audit/file.ipynb #86879c59
 def _check_rows(audit: AuditFile, rows: pd.DataFrame) -> Iterator:  # (key, advice)
-    "A log that needs a model."
+    "A log that is too small, or needs a model."
+    least = _least_of(rows, audit.released.withheld)
+    if least > audit.test.level:
+        yield (
+            "released.log",
+            f"from {rows.request.nunique()} requests no p-value is below {least:.2g}, and test.level is "
+            f"{audit.test.level:g}: give a longer log",
+        )
     if audit.owned.model is not None:
         return
     if not (rows.side == "withheld").any():

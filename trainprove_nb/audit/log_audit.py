@@ -22,6 +22,7 @@ from .released import AuditLog, Sampler, needs_sampler, released_log
 from trainprove_nb.audit.scores import (
     Asked,
     asked,
+    check_copies,
     classes_scores,
     gives_weights,
     in_small,
@@ -36,7 +37,7 @@ from trainprove_nb.audit.scores import (
 from ..data.folders import read_pairs
 from ..evidence.guards import blind_test, picture_features, placebo_p, sensitivity
 from ..evidence.how_much import learnt_share, released_effect
-from ..evidence.log_test import LogVerdict, log_test
+from ..evidence.log_test import LogVerdict, _blocks, centred, least_p, log_test
 from ..evidence.release_log import weights_digest
 from ..lab.store import Store, file_digest, recipe_name, seed_of
 from ..models.pipelines import load_model
@@ -194,6 +195,7 @@ def open_log_audit(
     elif opened.access == "classes":
         opened.reference_name = audit.suspect.base or ""
     _look_for_the_owner(opened)
+    _check_reach(opened)
     if audit.control.rhos:  # what is wrong with its pictures is told before a question is asked
         _others(opened, audit.control.others)
     return opened
@@ -213,6 +215,28 @@ def _look_for_the_owner(opened: LogAudit) -> None:
         raise ValueError(
             f"the suspect has the weights of {opened.reference_name}, byte for byte: it learnt nothing "
             "since, and cannot have learnt from the log"
+        )
+
+# %% ../../nbs/audit/log_audit.ipynb #488dfb9d
+def _to_be_asked(opened: LogAudit) -> np.ndarray:  # bool (n,)
+    "Which pictures of the log will be asked for."
+    log, test = opened.log, opened.audit.test
+    if test.score is None and opened.access == "prompts":
+        return np.isin(log.texts, questions(log, test.answers, test.questions)[0][0])
+    if test.score is None and opened.access == "classes":
+        return showings(log, test.questions)[0]
+    return np.ones(len(log.texts), bool)
+
+# %% ../../nbs/audit/log_audit.ipynb #a109a415
+def _check_reach(opened: LogAudit) -> None:
+    "Raise ValueError where what is asked can never give evidence at the level."
+    there, test = _to_be_asked(opened), opened.audit.test
+    block = opened.log.block[there]
+    least = least_p(opened.log.released[there], block, test.draws)
+    if least > test.level:
+        raise ValueError(
+            f"{len(set(block))} requests can be asked for, and from so few no p-value is below "
+            f"{least:.2g}, where test.level is {test.level:g}: give a longer log, or a larger test.questions"
         )
 
 # %% ../../nbs/audit/log_audit.ipynb #4af16591
@@ -261,10 +285,19 @@ def _measure_prompts(opened, who, progress) -> Measured:
     test = opened.audit.test
     rounds = questions(opened.log, test.answers, test.questions)
     answers, texts = kept_answers(opened.store, who, rounds, progress)
+    check_copies(opened.log, answers, texts, _names(who.suspect, texts))
     scores = prompts_scores(opened.log, answers, texts)
     there = np.isfinite(scores)
     told = f"{len(texts):,} questions: {len(rounds[0][0])} prompts, {len(rounds)} answers each"
     return Measured(scores[there], there, told, answers, texts)
+
+# %% ../../nbs/audit/log_audit.ipynb #3874ce8a
+def _names(suspect: Callable, texts: list) -> list | None:
+    "The files of collected answers, in the order in which they were given; None for other suspects."
+    if not isinstance(suspect, FolderSuspect):
+        return None
+    files = {text: iter(found) for text, found in suspect.answers.items()}
+    return [next(files[text]).name for text in texts]
 
 # %% ../../nbs/audit/log_audit.ipynb #346e8a34
 def _reference_classifier(opened) -> Callable | None:
@@ -285,7 +318,9 @@ def _measure_classes(opened, who) -> Measured:
 
 # %% ../../nbs/audit/log_audit.ipynb #8e01f185
 def _own_scores(opened, who) -> np.ndarray:  # (n,)
-    "What a score of the user's own gives; pictures come in random order, so that places tell nothing."
+    """What a score of the user's own gives, which gets all pictures at once, in memory.
+
+    They come in random order, so that places tell nothing."""
     log, name = opened.log, opened.audit.test.score
     order = np.random.default_rng(seed_of("own score")).permutation(len(log.texts))
     shown = log.images[order], [log.texts[k] for k in order]
@@ -362,9 +397,11 @@ def find_out(
 ) -> LogFindings:
     """The test, and all that is doubted about it.
 
-    Raises ValueError where the withheld pictures are known better, beyond chance: labels were swapped."""
+    Raises ValueError where the withheld pictures are known better, beyond chance: labels were swapped; and
+    where all pictures of a prompt have one score."""
     there, log = measured.there, opened.log
     released, block, scores = log.released[there], log.block[there], measured.scores
+    _check_scores(scores, block)
     verdict = log_test(scores, released, block, opened.audit.test.draws)
     _check_side(verdict)
     sensitive = sensitivity(scores, released, block, (1,), opened.audit.test.level)
@@ -386,6 +423,16 @@ def _check_side(verdict) -> None:
         raise ValueError(
             f"the suspect knows the withheld pictures better than the released ones (z = {verdict.z:.1f}): "
             "look whether the log's sides are swapped, or whether withheld pictures were given away too"
+        )
+
+# %% ../../nbs/audit/log_audit.ipynb #3f41b545
+def _check_scores(scores: np.ndarray, block: np.ndarray) -> None:
+    "Raise ValueError where scores tell no picture of a prompt from another."
+    apart = np.abs(centred(scores, _blocks(block))).max()
+    if apart <= 1e-9 * np.abs(scores).max():
+        raise ValueError(
+            "all pictures of a prompt have the same score, in every prompt, so that nothing can be told "
+            "of this suspect: ask for more, such as scores in place of labels"
         )
 
 # %% ../../nbs/audit/log_audit.ipynb #20b57542

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART', 'SIDE', 'ROUND', 'Asked', 'asked', 'kept_losses', 'weights_scores', 'gives_weights', 'in_small', 'questions',
-           'kept_answers', 'prompts_scores', 'restorer_of', 'kept_restored', 'pictures_scores', 'named_class',
-           'showings', 'classes_scores']
+           'kept_answers', 'prompts_scores', 'check_copies', 'restorer_of', 'kept_restored', 'pictures_scores',
+           'named_class', 'showings', 'classes_scores']
 
 # %% ../../nbs/audit/scores.ipynb #4f35a3d2
 from collections.abc import Callable
@@ -25,8 +25,8 @@ from ..evidence.naming import VERSIONS, changed, naming_score
 from ..evidence.release_log import weights_digest
 from ..evidence.restoring import PipelineRestorer, restoring_losses
 from ..lab.store import Store, file_digest, identity, seed_of
-from ..suspects.checks import check_answers
-from ..suspects.classifiers import ask_classifier
+from ..suspects.checks import _blank, _name, check_answers
+from ..suspects.classifiers import _check_order, ask_classifier
 from ..suspects.generators import FolderSuspect, PipelineSuspect, ask
 
 # %% ../../nbs/audit/scores.ipynb #4879c0c7
@@ -238,6 +238,29 @@ def prompts_scores(
     scores[there] = whitened_score(found, whitening(found.pictures))
     return scores
 
+# %% ../../nbs/audit/scores.ipynb #bfde45f8
+def check_copies(
+    log: AuditLog,
+    answers: np.ndarray,  # uint8 (answers, height, width, 3), of any size
+    texts: list,  # the prompt of each
+    names: list | None = None,  # what each is called in the message; None: its number
+) -> None:
+    "Raises ValueError for answers that are pictures of the log, pixel for pixel."
+    size = log.images.shape[2:0:-1]
+    known = {_name(x): k for k, x in enumerate(in_small(log.images, size))}
+    shown = in_small(answers, size)
+    met = [known.get(_name(x)) for x in shown]
+    copies = [a for a in np.flatnonzero(~_blank(shown)) if met[a] is not None]
+    if copies:
+        a, k = copies[0], met[copies[0]]
+        side = "released" if log.released[k] else "withheld"
+        raise ValueError(
+            f"{names[a] if names else f'answer {a}'} to {texts[a]!r} is, pixel for pixel, the {side} "
+            f"picture of the log with SHA-256 {log.files[k][:12]}... ({len(copies)} such of "
+            f"{len(answers)} answers): no sampler draws one twice, so perhaps folders were mixed up; "
+            "give what the suspect answered"
+        )
+
 # %% ../../nbs/audit/scores.ipynb #2e160c50
 def restorer_of(
     suspect: Asked,
@@ -333,7 +356,9 @@ def classes_scores(
     reference: Callable | None = None,  # a classifier that saw neither side
     versions: int = VERSIONS,  # of each picture that are shown
 ) -> np.ndarray:  # (n,)
-    "How surely a classifier calls each picture what it was drawn as, less a reference."
+    """How surely a classifier calls each picture what it was drawn as, less a reference.
+
+    Raises ValueError for one whose answers fit far better in another order of the classes."""
     truth = np.array([named_class(text, classes) for text in log.texts])
     shown = changed(log.images[:], versions)
     score = _sureness(suspect, shown, truth, classes)
@@ -345,5 +370,6 @@ def _sureness(classifier, shown, truth, classes) -> np.ndarray:
     answers = []
     for images in shown:
         labels, scores = ask_classifier(classifier, np.ascontiguousarray(images), classes)
+        _check_order(labels, truth, classes)
         answers.append(labels if scores is None else scores)
     return naming_score(answers, truth)

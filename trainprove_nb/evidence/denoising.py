@@ -20,6 +20,16 @@ def _noises(shape, levels, seed) -> torch.Tensor:  # (levels, *shape)
     generator = torch.Generator().manual_seed(seed)
     return torch.randn((levels, *shape), generator=generator)
 
+# %% ../../nbs/evidence/denoising.ipynb #8589b1e4
+def _check_sees(shown: torch.Tensor, answer: torch.Tensor) -> None:  # both (n, ...)
+    "Raise ValueError for a network that answers different pictures alike: its losses tell nothing."
+    apart, largest = (answer - answer[:1]).abs().max(), answer.abs().max()
+    if (shown != shown[:1]).any() and apart <= 1e-6 * largest:
+        raise ValueError(
+            "the network answers all pictures alike, so that its losses tell nothing of any: its last "
+            "layer is zero, or it was never trained; give the model that draws"
+        )
+
 # %% ../../nbs/evidence/denoising.ipynb #98ce5532
 def _errors(pipe, noising, z, condition, mask, t, noise) -> torch.Tensor:  # (n,)
     "Squared error of the network's answers at one noise level, for a batch of latents."
@@ -28,6 +38,7 @@ def _errors(pipe, noising, z, condition, mask, t, noise) -> torch.Tensor:  # (n,
     noisy = noising.add_noise(z, noise, t)
     shown = (x.to(device) for x in (noisy, t, condition, mask))
     answer = predict(pipe, *shown).float().cpu()
+    _check_sees(noisy, answer)
     return ((answer - target_of(noising, z, noise, t)) ** 2).flatten(1).mean(1)
 
 # %% ../../nbs/evidence/denoising.ipynb #365e415d
@@ -44,7 +55,9 @@ def denoising_losses(
     batch_size: int = 256,  # pictures at a time
     progress: bool = False,  # show a bar with rate and ETA
 ) -> np.ndarray:  # float32 (n, levels)
-    "Logarithm of the squared error with which a model takes noise off pictures, level by level."
+    """Logarithm of the squared error with which a model takes noise off pictures, level by level.
+
+    Raises ValueError for a network that answers all pictures alike."""
     noising = DDPMScheduler.from_config(pipe.scheduler.config)
     z, condition = encode_images(pipe, images), encode_texts(pipe, texts)
     mask = tokenized(pipe, texts).attention_mask

@@ -18,10 +18,11 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
+    HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
@@ -37,12 +38,25 @@ def quiet() -> None:
         library.set_verbosity_error()
         library.disable_progress_bar()
 
+# %% ../../nbs/models/pipelines.ipynb #3bd32cf1
+def _look_up(name: str) -> None:
+    "Ask the hub once for a model that is not on this machine. Raises what the hub says."
+    if Path(name).is_dir() or isinstance(try_to_load_from_cache(name, "model_index.json"), str):
+        return
+    try:
+        HfApi().model_info(name, timeout=8)
+    except HfHubHTTPError:
+        raise
+    except Exception as e:  # of a network: each version of the library has its own
+        raise LocalEntryNotFoundError(f"{name} cannot be had: {type(e).__name__}") from e
+
 # %% ../../nbs/models/pipelines.ipynb #471bc286
 def _loader(path: str) -> tuple:  # (class, keyword arguments of its `from_pretrained`)
     """The class that loads a model, and what else to tell it.
 
     Stable Diffusion's safety checker is left out. Stable Cascade's folder on the hub is its second stage
     alone: it is loaded as the pipeline of both."""
+    _look_up(path)
     config = DiffusionPipeline.load_config(path)
     if config["_class_name"].startswith("StableCascade"):
         return _two_stages(), {}

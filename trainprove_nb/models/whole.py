@@ -63,7 +63,7 @@ def text_encoders(
 def check_weights(
     networks: dict,  # part of a pipeline, or any other name -> network
 ) -> None:
-    "Raises ValueError for a weight that was not loaded, or is not a finite number."
+    "Raises ValueError for a weight that was not loaded or is no finite number, and where all are zero."
     for part, network in networks.items():
         weights = network.state_dict()
         empty = [name for name, w in weights.items() if w.is_meta]
@@ -73,6 +73,8 @@ def check_weights(
         if wrong:
             what = "not finite numbers"
             raise ValueError(_lacking(part, len(wrong), len(weights), what, wrong[0]))
+        if weights and not any(w.any() for w in weights.values()):
+            raise ValueError(f"all {len(weights)} weights of its {part} are zero")
 
 # %% ../../nbs/models/whole.ipynb #90d31dc0
 PROBES = ("a red fox on a hill", "a big owl in a tree")  # letter by letter as long as each other

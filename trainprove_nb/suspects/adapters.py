@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from ..models.bundled import model_path
 from trainprove_nb.models.pipelines import (
     _checked_name,
+    _look_up,
     _told,
     check_draws,
     load_model,
@@ -221,6 +222,7 @@ def _usual_base(file: Path) -> str:  # a name of the hub
 # %% ../../nbs/suspects/adapters.ipynb #ec765cc2
 def _translated(file: Path, base: str) -> DiffusionPipeline:
     "The pipeline of a file, as the class of a base. Raises ValueError, and what the library raises."
+    _look_up(base)
     named = DiffusionPipeline.load_config(base)["_class_name"]
     kind = getattr(diffusers, named)
     if not hasattr(kind, "from_single_file"):
