@@ -574,7 +574,7 @@ DATA = {
     "parquet whose pictures are numbers": (
         both(
             without("sent/metadata.jsonl"),
-            lambda root: pd.DataFrame({"image": [5], "text": ["a"]}).to_parquet(
+            lambda root: pd.DataFrame({"image": [5] * 6, "text": TEXTS}).to_parquet(
                 root / "sent/a.parquet"
             ),
         ),
@@ -585,7 +585,7 @@ DATA = {
         both(
             without("sent/metadata.jsonl"),
             lambda root: pd.DataFrame(
-                {"image": [{"bytes": None, "path": "../photos/0.png"}], "text": ["a"]}
+                {"image": [{"bytes": None, "path": "../photos/0.png"}] * 6, "text": TEXTS}
             ).to_parquet(root / "sent/a.parquet"),
         ),
         SENT,
@@ -636,11 +636,15 @@ DATA = {
         LOG,
         r"lacks the column\(s\) side: give a log",
     ),
-    "a log of one request": (alone, LOG, "from 1 requests no p-value is below 0.25.*longer log"),
+    "a log of one request": (
+        alone,
+        LOG,
+        r"so few requests \(1\) no p-value is below 0.25.*longer log",
+    ),
     "a budget of one question": (
         nothing,
         run("asked.yaml", "test.questions=1"),
-        "1 requests can be asked for.*no p-value is below 0.25.*test.level is 0.05",
+        r"so few requests can be asked for \(1\) that no p-value is below 0.25",
     ),
     "a table of a log that was cut": (
         both(table(lambda rows: rows), cut("log/log.parquet", 200)),
@@ -829,7 +833,7 @@ ANSWERS = {
     "answers that are what was released": (
         copies("released"),
         ASKED,
-        "0.png to 'a cat' is, pixel for pixel, the released picture .*6 such of 6 answers",
+        "3.png to 'a big dog' is, pixel for pixel, the released picture .*6 such of 6 answers",
     ),
     "answers that were withheld": (
         copies("withheld"),

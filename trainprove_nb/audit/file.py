@@ -1140,10 +1140,22 @@ def module_beside(
     return file if file.is_file() else None
 
 # %% ../../nbs/audit/file.ipynb #f602f07c
+def _installed(function: str) -> Any:
+    "What an installed module defines. Raises ValueError where there is no such module."
+    try:
+        return resolve_name(function)
+    except ModuleNotFoundError as e:
+        if function.startswith(e.name):
+            raise ValueError(
+                f"No module named {e.name!r} is installed, or lies beside the file: give module:function"
+            ) from None
+        raise
+
+# %% ../../nbs/audit/file.ipynb #cf14fe40
 def _own_function(audit: AuditFile, function: str, takes: str) -> Callable:
     "A function of a module beside the file, or of an installed one. TypeError where it is none."
     file, name = module_beside(audit, function), function.partition(":")[2]
-    found = _function_beside(file, name) if file else resolve_name(function)
+    found = _function_beside(file, name) if file else _installed(function)
     if not callable(found):
         raise TypeError(f"this cannot be called: give a function of {takes}")
     return found
@@ -1300,15 +1312,18 @@ def _least_of(rows: pd.DataFrame, withheld: int) -> float:
         return least_p(rows.side == "released", _blocks_of(rows), draws=10**9)
     return (1 + withheld) ** -len(rows)
 
-# %% ../../nbs/audit/file.ipynb #86879c59
+# %% ../../nbs/audit/file.ipynb #7743e69a
 def _check_rows(audit: AuditFile, rows: pd.DataFrame) -> Iterator:  # (key, advice)
     "A log that is too small, or needs a model."
+    if not (rows.side == "released").any():
+        yield "released.log", "nothing of it was released: give a log with both sides"
+        return
     least = _least_of(rows, audit.released.withheld)
     if least > audit.test.level:
         yield (
             "released.log",
-            f"from {rows.request.nunique()} requests no p-value is below {least:.2g}, and test.level is "
-            f"{audit.test.level:g}: give a longer log",
+            f"with so few requests ({rows.request.nunique()}) no p-value is below {least:.2g}, and "
+            f"test.level is {audit.test.level:g}: give a longer log",
         )
     if audit.owned.model is not None:
         return

@@ -235,8 +235,8 @@ def _check_reach(opened: LogAudit) -> None:
     least = least_p(opened.log.released[there], block, test.draws)
     if least > test.level:
         raise ValueError(
-            f"{len(set(block))} requests can be asked for, and from so few no p-value is below "
-            f"{least:.2g}, where test.level is {test.level:g}: give a longer log, or a larger test.questions"
+            f"so few requests can be asked for ({len(set(block))}) that no p-value is below {least:.2g}, "
+            f"and test.level is {test.level:g}: give a longer log, or a larger test.questions"
         )
 
 # %% ../../nbs/audit/log_audit.ipynb #4af16591

@@ -9,6 +9,7 @@ __all__ = ['SMALL', 'read_metadata', 'write_arrow', 'read_pairs', 'read_files']
 import errno
 import io
 import json
+import os
 import re
 import tempfile
 import weakref
@@ -47,7 +48,7 @@ def _inside(folder, name):
     if "\0" in str(name) or any(len(part.encode(errors="replace")) > 255 for part in parts):
         raise ValueError(f"{str(name)[:60]!r}... in {folder} is no name of a file: correct it")
     file = folder / name
-    if not file.resolve().is_relative_to(folder.resolve()):
+    if not Path(os.path.realpath(file)).is_relative_to(folder.resolve()):
         raise ValueError(
             f"{name} leads out of {folder}: copy the file into the folder, and name it there"
         )

@@ -450,9 +450,16 @@ def read_log(
     table = log_table(folder)
     if account is not None:
         table = table[table.account == account]
+    if table.empty:
+        raise ValueError(
+            f"nothing of {account or 'anybody'} is in {folder}: choose another account"
+        )
     table = _without_duplicates(table)
     if table.empty:
-        raise ValueError(f"nothing of {account or 'anybody'} in {folder} can be tested")
+        raise ValueError(
+            f"every prompt in {folder} has one picture twice, so that nothing can be tested: draw "
+            "released and withheld pictures with seeds of their own"
+        )
     block = _blocks_of(table)
     looked_at = [_looked_at(Path(folder), row) for row in table.itertuples()]
     _check_alike(table, block, [made for _, made in looked_at])

@@ -183,6 +183,15 @@ def _check_kinds(recipe: Recipe) -> None:
             f"the recipe's method is {recipe.method!r}: choose from GET, POST, PUT, PATCH"
         )
 
+# %% ../../nbs/suspects/service_recipes.ipynb #32baa854
+def _check_body(body) -> None:
+    "Raises ValueError for a $NAME in what is sent, where it would stay as it is."
+    if named := re.findall(r"\$\{?[A-Z][A-Z0-9_]+\b", " ".join(_texts(body))):
+        raise ValueError(
+            f"the recipe's body names {named[0]}, and only the url and the headers are filled from the "
+            "environment: put the key into a header"
+        )
+
 # %% ../../nbs/suspects/service_recipes.ipynb #76379f61
 def check_recipe(
     recipe: Recipe,
@@ -198,10 +207,20 @@ def check_recipe(
     if lost := sorted(words - set(options) - {"prompt", "seed"}):
         raise ValueError(f"the recipe needs a value for {lost[0]}: give {lost[0]}=...")
     _check_address(recipe.url)
+    _check_body(recipe.body)
     for name, value in recipe.headers.items():
         _check_header(name, value)
     for path in filter(None, (recipe.picture, recipe.error, recipe.poll and recipe.poll.state)):
         _check_path(path)
+
+# %% ../../nbs/suspects/service_recipes.ipynb #559ec256
+def _each_once(pairs: list) -> dict:  # of (key, value), as JSON has them
+    "A mapping. Raises ValueError for a key that comes twice."
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{max(keys, key=keys.count)} is given twice")
+    return found
 
 # %% ../../nbs/suspects/service_recipes.ipynb #8ed25201
 def read_recipe(
@@ -209,7 +228,10 @@ def read_recipe(
 ) -> Recipe:
     "Raises ValueError for a file that is no recipe, FileNotFoundError for none."
     try:
-        told = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        text = Path(file).read_text(encoding="utf-8-sig")
+        told = json.loads(text, object_pairs_hook=_each_once)
+        if not isinstance(told, dict):
+            raise ValueError("it holds no keys with values")
         poll = {"poll": Poll(**_tuples(told["poll"]))} if told.get("poll") else {}
         recipe = Recipe(**{**told, **poll})
         _check_kinds(recipe)
