@@ -709,7 +709,8 @@ def case(tmp_path):
         (tmp_path / name).mkdir()
     (tmp_path / "junk/log.parquet").write_bytes(b"junk")
     for name in ("data", "others"):
-        folder_of(tmp_path / name, [{"file_name": "a.png", "text": "a"}], {"a.png": png()})
+        rows = [{"file_name": f"{k}.png", "text": k} for k in "abcdef"]
+        folder_of(tmp_path / name, rows, {row["file_name"]: png() for row in rows})
     (tmp_path / "lora.safetensors").write_bytes(b"junk")
     (tmp_path / "model.ckpt").write_bytes(b"junk")
     (tmp_path / "mine.py").write_text("def draw(prompts, seeds):\n    return None\n\nvalue = 3\n")
@@ -828,7 +829,8 @@ PROBLEMS = [  # what is given beside LOG, the key, the advice
     ({"control": "{rhos: [1], base: ./x}"}, "control.base", "there is no .*/x: give a folder"),
     ({"control.others": "nowhere"}, "control.others", "there is no folder .*nowhere"),
     ({"control.others": "nothing"}, "control.others", "nothing holds no dataset"),
-    ({"test.level": "0.001", "test.draws": "99"}, "test.draws", "= 99: .*give at least 999"),
+    ({"test.level": "0.001"}, "released.log", "no p-value is below 0.0011.*give a longer log"),
+    ({"test.level": "0.002", "test.draws": "99"}, "test.draws", "= 99: .*give at least 499"),
     (
         {"owned.trained_on": "data"},
         "owned.trained_on",

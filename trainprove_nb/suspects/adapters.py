@@ -50,8 +50,8 @@ def safe_file(
         raise FileNotFoundError(f"there is no file {file}: give a .safetensors that is there")
     if file.suffix != ".safetensors":
         raise ValueError(
-            f"{file} is a {file.suffix or 'file without ending'} and no .safetensors: other weights may run code "
-            "when they are read; have whoever trusts it convert it, or give a folder of collected answers"
+            f"{file} is a {file.suffix or 'file without ending'}, and may run code when it is read: have whoever "
+            "trusts it convert it to .safetensors, or give a folder of collected answers"
         )
     return file
 
