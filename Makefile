@@ -5,6 +5,7 @@ KIND   := generator
 JOBS   := 2
 OUT    :=
 LAB    :=
+SCRIPT :=
 PYTHON := python3
 # Let Python keep what it has compiled, even where the environment forbids it: else every process compiles torch anew, for 18 seconds
 export PYTHONDONTWRITEBYTECODE :=
@@ -16,6 +17,7 @@ trainprove_nb: was a generative model trained on another model's images?
   make figures    run the experiment notebooks and draw their figures
   make test       check the code with ruff, then run the tests, JOBS files at a time
   make lint       check the code with ruff
+  make benchmark  what the package adds to its models' bare work; with SCRIPT=, beside diffusers' own script
   make docs       build the documentation pages in _docs/ (no Quarto needed)
   make readme     run nbs/index.ipynb on the shipped results, and write README.md from it
   make clean      delete built pages and caches; .venv, models and figures stay
@@ -39,7 +41,7 @@ A run that was stopped goes on where it was: give the same command again.
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help venv audit figures lint test docs readme clean
+.PHONY: help venv audit figures lint test benchmark docs readme clean
 
 help:
 	$(info $(HELP))@:
@@ -65,6 +67,10 @@ lint: venv
 
 test: lint
 	.venv/bin/python -m pytest tests -n '$(JOBS)' --dist loadscope
+
+benchmark: venv
+	.venv/bin/python tools/benchmark.py
+	$(if $(SCRIPT),.venv/bin/python tools/against_script.py '$(SCRIPT)')
 
 docs: venv
 	.venv/bin/python tools/docs.py _docs

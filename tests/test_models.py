@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 from helpers import ANIMALS, image, pictures, refused, run
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainprove_nb.data import pairs as pair_sets
 from trainprove_nb.data.corpora import corpus
@@ -110,6 +111,30 @@ def test_the_text_encoder_is_trained_only_when_asked(pipe):
         return any(not torch.equal(weights[f"text_encoder.{k}"], v) for k, v in before.items())
 
     assert not moved(trained(steps=1)) and moved(trained(steps=1, train_text=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("backend", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+def test_attention_of_many_places_repeats_to_the_byte(backend, threads):
+    "As of Stable Diffusion at 256 pixels; the mini models look at 24 places at most."
+    drawn = [
+        torch.randn(2, 8, 1024, 40, generator=torch.Generator().manual_seed(k)) for k in range(3)
+    ]
+
+    def once():
+        given = [x.clone().requires_grad_() for x in drawn]
+        with sdpa_kernel([backend]):
+            out = torch.nn.functional.scaled_dot_product_attention(*given)
+        out.square().sum().backward()
+        return [out.detach(), *(x.grad for x in given)]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        first = once()
+        assert all(torch.equal(a, b) for _ in range(2) for a, b in zip(first, once(), strict=True))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

@@ -336,7 +336,7 @@ def _accelerator(mixed_precision: str) -> tuple:  # (accelerator, ways to comput
     "The device, its precision, and how attention is computed on it."
     AcceleratorState._reset_state()  # an earlier run in this process may have had another precision
     accelerator = Accelerator(mixed_precision=mixed_precision)
-    if accelerator.device.type == "cpu":
+    if accelerator.device.type == "cpu" and mixed_precision == "bf16":
         return accelerator, [SDPBackend.MATH]
     fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
     return accelerator, [*fused, SDPBackend.MATH]

@@ -150,11 +150,14 @@ def scores_figure(
     def draw(ax, name):
         mine = where(rows, discriminator=name)
         kinds_panel(ax, mine, "score", who[mine.index])
-        ax.axvline(0.5, color="k", lw=0.5)
+        lines = mine.threshold.unique() if "threshold" in mine else [0.5]
+        for line in lines:
+            ax.axvline(line, color="k", lw=0.5)
         ax.set(title=name, xlabel="score", xlim=(-0.03, 1.03))
 
     fig = panel_row(list(table.discriminator.unique()), draw)
-    keys = f"N = {table.N.iloc[0]}, all sources"
+    sources = table.source.nunique()
+    keys = f"N = {table.N.iloc[0]}, {sources} source{'s' * (sources > 1)}"
     fig.suptitle(f"Discriminators' scores, {keys}; blue: innocent, red: infringing", fontsize=9)
     return fig
 
