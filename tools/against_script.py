@@ -1,7 +1,8 @@
 """Fine-tuning beside diffusers' own script, in processor seconds a step: `python tools/against_script.py SCRIPT`.
 
 SCRIPT is train_text_to_image.py of diffusers' repository, in examples/text_to_image, at the tag of the installed
-version. Both train a model of Stable Diffusion's shape with every width divided by four, on 256 pixels, two pictures a step, one thread."""
+version. Both train a model of Stable Diffusion's shape with every width divided by four, on 256 pixels, two
+pictures a step, one thread."""
 
 import argparse
 import json
