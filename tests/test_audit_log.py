@@ -322,14 +322,19 @@ def test_a_classifier_that_knows_what_was_released_is_found():
             out[row, truth[original]] = 2.0 if original in known else 1.0
         return out
 
-    lead = classes_scores(scores, log, ["cat", "dog"])
+    lead, _ = classes_scores(scores, log, ["cat", "dog"])
     assert log_test(lead, log.released, log.block, 999).p <= 0.001
-    assert np.allclose(classes_scores(scores, log, ["cat", "dog"], scores), 0)
+    assert np.allclose(classes_scores(scores, log, ["cat", "dog"], scores)[0], 0)
 
     def labels(images):
         return scores(images).argmax(1)
 
-    assert set(classes_scores(labels, log, ["cat", "dog"])) == {1.0}
+    found, alone = classes_scores(labels, log, ["cat", "dog"])
+    assert set(found) == {1.0} and alone
+    found, alone = classes_scores(scores, log, ["cat", "dog"], labels=True)
+    assert set(found) == {1.0} and alone
+    found, alone = classes_scores(labels, log, ["cat", "dog"], scores)  # labels against labels
+    assert set(found) == {0.0} and alone
 
 
 # Controls

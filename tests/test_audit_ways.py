@@ -26,6 +26,7 @@ from trainprove_nb.audit.command import audit as command
 from trainprove_nb.audit.demo import shipped_report
 from trainprove_nb.audit.file import check_file, read_audit
 from trainprove_nb.audit.outlook import outlook
+from trainprove_nb.audit.scores import Asked
 from trainprove_nb.evidence.release_log import Recorder, read_log
 
 CLASSES = ["cat", "dog"]
@@ -311,6 +312,19 @@ def test_a_classifier_s_control_makes_nothing_found_mean_something(tmp_path, log
     _, report = audited(file)
     assert report.verdict.state == "no evidence"
     assert "cannot decide" not in " ".join(outlook(read_audit(file)))
+
+
+@pytest.mark.parametrize("access", ["scores", "labels"])
+def test_a_control_is_asked_as_the_suspect_is(tmp_path, log, service, access):
+    suspect = classifier(service[0], "innocent") | {"access": access}
+    opened = log_audit.open_log_audit(read_audit(audit_file(tmp_path, log, suspect)))
+    own = log_audit.measure(opened).scores
+    control = Asked(lambda images: np.tile([2.0, 1.0], (len(images), 1)), {})
+    by_labels = [
+        set(np.round(x * 6, 9)) <= set(range(7))
+        for x in (own, log_audit.measure(opened, control).scores)
+    ]
+    assert by_labels == [access == "labels"] * 2
 
 
 def test_the_command_does_it_and_says_so(tmp_path, log, service):

@@ -62,7 +62,7 @@ class LogAudit:
     reference: DiffusionPipeline | None = None  # a generator to which the suspect is compared
     reference_name: str = ""
     owned: str = ""  # digest of the owner's weights, where they are there
-    notes: list = field(default_factory=list)  # what a reader must know
+    labels: bool = False  # whether a classifier is asked for labels alone
 
 # %% ../../nbs/audit/log_audit.ipynb #a4a8fbf6
 def _sampler(audit: AuditFile) -> Sampler | None:
@@ -189,7 +189,8 @@ def open_log_audit(
     if access == "prompts" and not isinstance(suspect.suspect, FolderSuspect):
         try_suspect(suspect.suspect)
     log = _log(audit, store, progress)
-    opened = LogAudit(audit, store, log, suspect, access)
+    labels = audit.suspect.access == "labels"
+    opened = LogAudit(audit, store, log, suspect, access, labels=labels)
     if not classifier:
         opened.reference, opened.reference_name = _reference(audit)
     elif opened.access == "classes":
@@ -310,7 +311,8 @@ def _measure_classes(opened, who) -> Measured:
     "Show pictures, as many and as often as the budget allows."
     there, versions = showings(opened.log, opened.audit.test.questions)
     part, classes = opened.log.part(there), _classes(opened.audit)
-    scores = classes_scores(who.suspect, part, classes, _reference_classifier(opened), versions)
+    how = _reference_classifier(opened), versions, opened.labels
+    scores, opened.labels = classes_scores(who.suspect, part, classes, *how)
     told = (
         f"{len(scores) * versions:,} questions: {len(scores):,} pictures, {versions} versions each"
     )

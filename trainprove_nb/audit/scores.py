@@ -355,21 +355,25 @@ def classes_scores(
     classes: list,  # names
     reference: Callable | None = None,  # a classifier that saw neither side
     versions: int = VERSIONS,  # of each picture that are shown
-) -> np.ndarray:  # (n,)
+    labels: bool = False,  # whether scores, where there are some, are left aside
+) -> tuple:  # (scores (n,), whether they are of labels alone)
     """How surely a classifier calls each picture what it was drawn as, less a reference.
 
-    Raises ValueError for one whose answers fit far better in another order of the classes."""
+    Of a suspect that gives labels alone, the reference's labels are taken too. Raises ValueError for one
+    whose answers fit far better in another order of the classes."""
     truth = np.array([named_class(text, classes) for text in log.texts])
     shown = changed(log.images[:], versions)
-    score = _sureness(suspect, shown, truth, classes)
-    return score if reference is None else score - _sureness(reference, shown, truth, classes)
+    found, labels = _sureness(suspect, shown, truth, classes, labels)
+    if reference is not None:
+        found = found - _sureness(reference, shown, truth, classes, labels)[0]
+    return found, labels
 
 # %% ../../nbs/audit/scores.ipynb #0bea4869
-def _sureness(classifier, shown, truth, classes) -> np.ndarray:
-    "How surely a classifier names pictures over their versions."
+def _sureness(classifier, shown, truth, classes, labels) -> tuple:
+    "How surely a classifier names pictures over their versions; and whether by labels alone."
     answers = []
     for images in shown:
-        labels, scores = ask_classifier(classifier, np.ascontiguousarray(images), classes)
-        _check_order(labels, truth, classes)
-        answers.append(labels if scores is None else scores)
-    return naming_score(answers, truth)
+        named, scores = ask_classifier(classifier, np.ascontiguousarray(images), classes)
+        _check_order(named, truth, classes)
+        answers.append(named if labels or scores is None else scores)
+    return naming_score(answers, truth), np.ndim(answers[0]) == 1
