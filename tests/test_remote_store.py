@@ -15,7 +15,7 @@ from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.store import DamagedArtifact, Store, check_local
 from trainprove_nb.report.figures import check_folder
 
-ADDRESSES = ("s3://bucket/lab", "gs://bucket/lab", "az://a/b", "file:///tmp/lab", "s3:/bucket/lab")
+ADDRESSES = ("s3://bucket/lab", "gs://bucket/lab", "az://a/b", "file:///data/lab", "s3:/bucket/lab")
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
