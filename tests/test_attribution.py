@@ -38,7 +38,7 @@ from trainprove_nb.attribution.watermark import (
 from trainprove_nb.data import pairs as pair_sets
 from trainprove_nb.data.corpora import corpus
 from trainprove_nb.data.pairs import pixels
-from trainprove_nb.models.encoding import tokens
+from trainprove_nb.models.encoding import tokenized
 from trainprove_nb.models.pipelines import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -191,7 +191,7 @@ def pipe(one_thread):
 
 
 def test_embeddings_of_the_table_read_like_the_tokens(pipe):
-    ids = tokens(pipe, ["a person with red hair", "a cat"])
+    ids = tokenized(pipe, ["a person with red hair", "a cat"]).input_ids
     with torch.no_grad():
         expected = pipe.text_encoder(ids)[0]
         with reading(pipe.text_encoder, pipe.text_encoder.get_input_embeddings().weight[ids]):

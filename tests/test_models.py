@@ -43,8 +43,9 @@ def pipe():
 
 def test_texts_are_encoded_in_the_order_given(pipe):
     texts = ["a red bun", "", "a small fox", "a red bun", "Zebra", "a small fox"]
-    together = encode_texts(pipe, texts, batch_size=2)
-    apart = torch.cat([encode_texts(pipe, [t]) for t in texts])
+    name = "encoder_hidden_states"
+    together = encode_texts(pipe, texts, batch_size=2)[name]
+    apart = torch.cat([encode_texts(pipe, [t])[name] for t in texts])
     assert torch.allclose(together, apart, atol=1e-5) and torch.equal(together[0], together[3])
     assert not torch.allclose(together[0], together[2], atol=1e-2)
 

@@ -246,7 +246,7 @@ def test_training_conditions_on_what_sampling_conditions_on(models, name):
     pipe = load_model(str(models / name))
     texts = ["a picture of a fox", "", "a person with red hair"]
     expected, _ = pipe.encode_prompt(texts, "cpu", 1, False)
-    torch.testing.assert_close(encode_texts(pipe, texts), expected)
+    torch.testing.assert_close(encode_texts(pipe, texts)["encoder_hidden_states"], expected)
 
 
 @pytest.mark.parametrize("name", SIZE)
@@ -306,7 +306,7 @@ def test_training_teaches_what_the_scheduler_asks_for(taught):
     noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
     targets = {"epsilon": noise, "v_prediction": kept.sqrt() * noise - (1 - kept).sqrt() * latents}
     with torch.no_grad():
-        answer = pipe.unet(noisy, 700, encode_texts(pipe, texts)).sample
+        answer = pipe.unet(noisy, 700, **encode_texts(pipe, texts)).sample
     errors = {kind: (answer - target).square().mean().item() for kind, target in targets.items()}
     right = pipe.scheduler.config.prediction_type
     assert errors.pop(right) < min(errors.values()) / 2

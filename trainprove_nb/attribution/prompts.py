@@ -87,15 +87,14 @@ def nearest(
 def denoising_loss(
     pipe: DiffusionPipeline,  # the source
     z: torch.Tensor,  # latents of the pictures (n, channels, h, w)
-    condition: torch.Tensor,  # the prompts, from `embed_tokens`
-    mask: torch.Tensor,  # of the prompts, as for `encoding.predict`
+    condition: dict,  # the prompts, from `embed_tokens`
     g: torch.Generator,  # of noise and noise levels
 ) -> torch.Tensor:  # (n,)
     "How well the source denoises each picture under its prompt, at one random noise level each."
     noising = DDPMScheduler.from_config(pipe.scheduler.config)
     noise = torch.randn(z.shape, generator=g).to(z.device)
     t = torch.randint(len(noising.alphas_cumprod), (len(z),), generator=g).to(z.device)
-    predicted = predict(pipe, noising.add_noise(z, noise, t), t, condition, mask).float()
+    predicted = predict(pipe, noising.add_noise(z, noise, t), t, condition).float()
     errors = (predicted - target_of(noising, z, noise, t)) ** 2
     return errors.flatten(1).mean(1)
 
@@ -103,8 +102,7 @@ def denoising_loss(
 def sampling_loss(
     pipe: DiffusionPipeline,  # the source
     z: torch.Tensor,  # latents of the pictures (n, channels, h, w)
-    condition: torch.Tensor,  # the prompts, from `embed_tokens`
-    mask: torch.Tensor,  # of the prompts, as for `encoding.predict`
+    condition: dict,  # the prompts, from `embed_tokens`
     g: torch.Generator,  # of the noise that the drawing starts from
     steps: int = 4,  # of DDIM
 ) -> torch.Tensor:  # (n,)
@@ -115,7 +113,7 @@ def sampling_loss(
     ddim.set_timesteps(steps, device=z.device)
     x = torch.randn(z.shape, generator=g).to(z.device)
     for t in ddim.timesteps:
-        predicted = predict(pipe, x, t.repeat(len(x)), condition, mask).float()
+        predicted = predict(pipe, x, t.repeat(len(x)), condition).float()
         x = ddim.step(predicted, t, x).prev_sample
     return ((x - z) ** 2).flatten(1).mean(1)
 
@@ -154,9 +152,7 @@ class PairBatch:
         with self.precision, reading(self.pipe.text_encoder, embeddings):
             condition = embed_tokens(self.pipe, self.ids, self.mask)
         with self.precision:
-            return torch.stack(
-                [objective(self.pipe, self.z, condition, self.mask, g) for g in generators]
-            )
+            return torch.stack([objective(self.pipe, self.z, condition, g) for g in generators])
 
 # %% ../../nbs/attribution/prompts.ipynb #ebf0c0a1
 class PromptSearch:

@@ -24,7 +24,6 @@ from trainprove_nb.audit.scores import (
     asked,
     check_copies,
     classes_scores,
-    gives_weights,
     in_small,
     kept_answers,
     pictures_scores,
@@ -40,6 +39,7 @@ from ..evidence.how_much import learnt_share, released_effect
 from ..evidence.log_test import LogVerdict, _blocks, centred, least_p, log_test
 from ..evidence.release_log import weights_digest
 from ..lab.store import Store, file_digest, recipe_name, seed_of
+from ..models.encoding import gives_losses
 from ..models.pipelines import load_model
 from ..report.figures import style
 from ..suspects.checks import try_suspect
@@ -142,7 +142,7 @@ def access_of(
     wanted = audit.suspect.access
     if audit.suspect.kind == "classifier":
         return "classes"
-    able = gives_weights(suspect.pipe)
+    able = gives_losses(suspect.pipe)
     if wanted == "weights" and not able:
         raise ValueError(
             "suspect.access = 'weights', but losses of such a suspect cannot be measured: leave access "
@@ -455,9 +455,10 @@ def shuffles_figure(
 
 # %% ../../nbs/audit/log_audit.ipynb #3c4a8a44
 def _control_base(opened) -> str | None:
-    "What controls start from."
+    "What controls start from; None where nothing is named, or it cannot be trained here."
     audit = opened.audit
-    return audit.control.base or audit.suspect.base or audit.owned.model
+    base = audit.control.base or audit.suspect.base or audit.owned.model
+    return base if base and gives_losses(load_model(base)) else None
 
 # %% ../../nbs/audit/log_audit.ipynb #64086f4a
 def run_controls(

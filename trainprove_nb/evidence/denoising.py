@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline
 from tqdm import tqdm
 
-from ..models.encoding import encode_images, encode_texts, predict, tokenized
+from ..models.encoding import encode_images, encode_texts, gives_losses, predict
 from ..models.finetune import target_of
 
 # %% ../../nbs/evidence/denoising.ipynb #69156d71
@@ -31,13 +31,13 @@ def _check_sees(shown: torch.Tensor, answer: torch.Tensor) -> None:  # both (n, 
         )
 
 # %% ../../nbs/evidence/denoising.ipynb #98ce5532
-def _errors(pipe, noising, z, condition, mask, t, noise) -> torch.Tensor:  # (n,)
+def _errors(pipe, noising, z, condition, t, noise) -> torch.Tensor:  # (n,)
     "Squared error of the network's answers at one noise level, for a batch of latents."
     n, device = len(z), pipe.device
     noise, t = noise.expand_as(z), torch.full((n,), int(t))
     noisy = noising.add_noise(z, noise, t)
-    shown = (x.to(device) for x in (noisy, t, condition, mask))
-    answer = predict(pipe, *shown).float().cpu()
+    told = {name: x.to(device) for name, x in condition.items()}
+    answer = predict(pipe, noisy.to(device), t.to(device), told).float().cpu()
     _check_sees(noisy, answer)
     return ((answer - target_of(noising, z, noise, t)) ** 2).flatten(1).mean(1)
 
@@ -52,22 +52,29 @@ def denoising_losses(
     texts: list,  # n captions
     levels: tuple = LEVELS,  # timesteps of the noise that is mixed in
     seed: int = 0,  # of the noise: give suspect and reference the same
-    batch_size: int = 256,  # pictures at a time
+    batch_size: int = 256,  # pictures at a time; fewer where latents are larger than 8×8
     progress: bool = False,  # show a bar with rate and ETA
 ) -> np.ndarray:  # float32 (n, levels)
     """Logarithm of the squared error with which a model takes noise off pictures, level by level.
 
-    Raises ValueError for a network that answers all pictures alike."""
+    Raises ValueError for a pipeline that cannot be shown noised pictures, and for a network that
+    answers all of them alike."""
+    if not gives_losses(pipe):
+        raise ValueError(
+            f"losses of a {type(pipe).__name__} cannot be measured here: give Stable Diffusion 1 or 2, SDXL, "
+            "PixArt or their like, or a score of your own"
+        )
     noising = DDPMScheduler.from_config(pipe.scheduler.config)
-    z, condition = encode_images(pipe, images), encode_texts(pipe, texts)
-    mask = tokenized(pipe, texts).attention_mask
+    z = encode_images(pipe, images)
+    condition = encode_texts(pipe, texts, [pipe.vae_scale_factor * side for side in z.shape[2:]])
+    batch_size = max(1, min(batch_size, batch_size * 64 // z[0, 0].numel()))
     noises = _noises(z.shape[1:], len(levels), seed)
     losses = np.zeros((len(z), len(levels)), np.float32)
     for j, t in enumerate(tqdm(levels, desc="denoise", unit="level", disable=not progress)):
         for k in range(0, len(z), batch_size):
             part = slice(k, k + batch_size)
-            shown = z[part], condition[part], mask[part]
-            losses[part, j] = _errors(pipe, noising, *shown, t, noises[j]).log()
+            told = {name: x[part] for name, x in condition.items()}
+            losses[part, j] = _errors(pipe, noising, z[part], told, t, noises[j]).log()
     return losses
 
 # %% ../../nbs/evidence/denoising.ipynb #860c3d94

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device, slice_tensors
 from datasets import Dataset
 from diffusers import DDPMScheduler, DiffusionPipeline
 from diffusers.optimization import get_scheduler
@@ -29,10 +30,10 @@ from trainprove_nb.models.encoding import (
     embed_tokens,
     encode_images,
     encode_texts,
+    gives_losses,
     network,
     predict,
     tokenized,
-    tokens,
 )
 
 # %% ../../nbs/models/finetune.ipynb #5f209c6d
@@ -71,10 +72,7 @@ class Prepared:
     "What a training computes once: pairs as the network sees them, and how noise is mixed in."
 
     latents: torch.Tensor  # (n, channels, h, w)
-    captions: (
-        torch.Tensor
-    )  # (n + 1, tokens, width), or token ids (n + 1, tokens); the last is the empty one
-    mask: torch.Tensor  # (n + 1, tokens): 0 where there is padding
+    condition: dict  # (n + 1, ...) each, from `encode_texts` or `tokenized`; the last caption is the empty one
     noising: DDPMScheduler  # the pipeline's noise levels
     weights: (
         torch.Tensor
@@ -90,13 +88,13 @@ def prepare(
     "Encode all pairs."
     latents = encode_images(pipe, pairs)
     texts = [*pairs["text"], ""]
-    captions = tokens(pipe, texts) if train_text else encode_texts(pipe, texts)
+    size = tuple(pipe.vae_scale_factor * side for side in latents.shape[2:])
+    condition = dict(tokenized(pipe, texts)) if train_text else encode_texts(pipe, texts, size)
     noising = DDPMScheduler.from_config(pipe.scheduler.config)
     weights = torch.ones(len(noising.alphas_cumprod))
     if velocity_loss:
         weights = velocity_weights(noising)
-    mask = tokenized(pipe, texts).attention_mask
-    return Prepared(latents, captions, mask, noising, weights.to(pipe.device))
+    return Prepared(latents, condition, noising, weights.to(pipe.device))
 
 # %% ../../nbs/models/finetune.ipynb #f9413f5d
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -111,8 +109,7 @@ class Batch(NamedTuple):
     noisy: torch.Tensor  # latents with noise mixed in
     target: torch.Tensor  # the right answer, see `target_of`
     t: torch.Tensor  # (batch_size,): noise levels
-    captions: torch.Tensor  # embeddings or token ids, as in `Prepared`
-    mask: torch.Tensor
+    condition: dict  # embeddings or token ids, as in `Prepared`
 
 # %% ../../nbs/models/finetune.ipynb #bf42b61a
 def draw_batch(
@@ -133,8 +130,7 @@ def draw_batch(
         noisy=data.noising.add_noise(z, noise, t),
         target=target_of(data.noising, z, noise, t),
         t=t,
-        captions=data.captions[caption],
-        mask=data.mask[caption],
+        condition={name: x[caption] for name, x in data.condition.items()},
     )
 
 # %% ../../nbs/models/finetune.ipynb #7f324572
@@ -144,10 +140,10 @@ def training_loss(
     weights: torch.Tensor,  # what a squared error counts, at each noise level
 ) -> torch.Tensor:  # a number
     "The mean squared error of the network's answers, weighed by noise level."
-    captions = batch.captions
-    if not captions.is_floating_point():
-        captions = embed_tokens(pipe, captions, batch.mask)
-    answer = predict(pipe, batch.noisy, batch.t, captions, batch.mask).float()
+    condition = batch.condition
+    if "input_ids" in condition:
+        condition = embed_tokens(pipe, condition["input_ids"], condition["attention_mask"])
+    answer = predict(pipe, batch.noisy, batch.t, condition).float()
     errors = ((answer - batch.target) ** 2).flatten(1).mean(1)
     return (errors * weights[batch.t]).mean()
 
@@ -206,6 +202,17 @@ def _check_lora(rank, train_text) -> None:
             f"lora = {rank} with train_text: LoRA trains the network alone; leave one of them out"
         )
 
+# %% ../../nbs/models/finetune.ipynb #8d50b4f1
+def _check_pipeline(pipe, train_text) -> None:
+    "Raise ValueError for a pipeline whose loss is not known here, or of which one encoder of two would learn."
+    if not gives_losses(pipe):
+        raise ValueError(
+            f"a {type(pipe).__name__} cannot be trained here: give Stable Diffusion 1 or 2, SDXL, PixArt, or "
+            "one like them"
+        )
+    if train_text and getattr(pipe, "text_encoder_2", None) is not None:
+        raise ValueError("train_text is for models with one text encoder: leave it out")
+
 # %% ../../nbs/models/finetune.ipynb #4a9a7785
 def _learners(pipe, train_text, lora, seed) -> list:  # of networks
     "What learns of a pipeline."
@@ -233,7 +240,8 @@ def _own_part(batch: Batch, accelerator: Accelerator) -> Batch:
             f"batch_size = {size} for {processes} processes: give a multiple of {processes}"
         )
     first = accelerator.process_index
-    return Batch(*(x[first::processes].to(accelerator.device) for x in batch))
+    own = slice_tensors(batch, slice(first, None, processes))
+    return send_to_device(own, accelerator.device)
 
 # %% ../../nbs/models/finetune.ipynb #9c15836e
 def _share_gradients(parameters: list, accelerator: Accelerator) -> None:
@@ -375,8 +383,9 @@ def finetune(
     """Train a pipeline on pairs. Under `accelerate launch` each process learns from its part of every batch.
 
     The same arguments give the same weights on one machine, however often the run was interrupted.
-    Raises ValueError for a rank that is none, a batch that cannot be shared out equally, or when the
-    training breaks down."""
+    Raises ValueError for a pipeline that cannot be trained here, a rank that is none, a batch that
+    cannot be shared out equally, or when the training breaks down."""
+    _check_pipeline(pipe, train_text)
     _check_lora(lora, train_text)
     accelerator, attention = _accelerator(mixed_precision)
     data = prepare(pipe.to(accelerator.device), pairs, train_text, velocity_loss)
