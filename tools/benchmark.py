@@ -40,7 +40,7 @@ def training(name, steps):
 
     def train():
         for _ in range(steps):
-            torch.nn.functional.mse_loss(bare.unet(noisy, t, condition).sample, target).backward()
+            torch.nn.functional.mse_loss(bare.unet(noisy, t, **condition).sample, target).backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -62,7 +62,7 @@ def sampling(name, steps):
     @torch.inference_mode()
     def sample():
         for t in torch.linspace(999, 0, steps):
-            pipe.unet(noisy, t, condition)
+            pipe.unet(noisy, t, **condition)
 
     return lambda: generate(
         pipe, texts, range(BATCH), steps=steps, guidance=GUIDANCE, batch_size=BATCH

@@ -260,7 +260,7 @@ def build(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("Name the folder for the pages: python tools/docs.py FOLDER")
     out = Path(sys.argv[1]).resolve()
     os.chdir(ROOT)
