@@ -17,18 +17,10 @@ import yaml
 from helpers import folder_of, png, sentence
 from pydantic import ValidationError
 
-from trainprove_nb.audit.file import (
-    AuditFile,
-    AuditFileError,
-    Suspect,
-    accesses,
-    audit_schema,
-    check_file,
-    knob_table,
-    new_audit,
-    read_audit,
-    suspect_function,
-)
+from trainprove_nb.audit.asking import accesses, suspect_function
+from trainprove_nb.audit.checks import check_file
+from trainprove_nb.audit.reading import AuditFileError, new_audit, read_audit
+from trainprove_nb.audit.sections import AuditFile, Suspect, audit_schema, knob_table
 from trainprove_nb.evidence.release_log import COLUMNS
 
 SECRET = "sk-live-0123456789abcdef"

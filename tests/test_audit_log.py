@@ -14,9 +14,9 @@ from PIL import Image
 from trainprove_nb.audit import log_verdict
 from trainprove_nb.audit.command import audit as command
 from trainprove_nb.audit.controls import chance_to_find, control_pairs, found_interval
-from trainprove_nb.audit.file import read_audit
 from trainprove_nb.audit.log_audit import LogAudit, Measured, find_out
 from trainprove_nb.audit.outlook import expected_power, log_size, outlook
+from trainprove_nb.audit.reading import read_audit
 from trainprove_nb.audit.released import AuditLog, Sampler, encoder_of, released_log, with_withheld
 from trainprove_nb.audit.scores import (
     Asked,

@@ -22,10 +22,11 @@ from helpers import ROOT, refused, run, write_imagefolder
 from PIL import Image
 
 from trainprove_nb.audit import log_audit, log_verdict
+from trainprove_nb.audit.checks import check_file
 from trainprove_nb.audit.command import audit as command
 from trainprove_nb.audit.demo import shipped_report
-from trainprove_nb.audit.file import check_file, read_audit
 from trainprove_nb.audit.outlook import outlook
+from trainprove_nb.audit.reading import read_audit
 from trainprove_nb.audit.scores import Asked
 from trainprove_nb.evidence.release_log import Recorder, read_log
 

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from helpers import cells, forked, pictures, refused
 from PIL import Image
 
-from trainprove_nb.audit.file import check_file, read_audit
+from trainprove_nb.audit.checks import check_file
 from trainprove_nb.audit.log_audit import find_out, measure, open_log_audit
 from trainprove_nb.audit.outlook import outlook
+from trainprove_nb.audit.reading import read_audit
 from trainprove_nb.cli import main
 from trainprove_nb.data.distance import distance, from_module, rms
 from trainprove_nb.evidence.log_test import centred, log_test, shuffled_labels

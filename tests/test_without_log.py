@@ -5,8 +5,9 @@ from click.testing import CliRunner
 from helpers import pictures, write_imagefolder
 
 from trainprove_nb.audit import command
-from trainprove_nb.audit.file import check_file, read_audit
+from trainprove_nb.audit.checks import check_file
 from trainprove_nb.audit.outlook import outlook
+from trainprove_nb.audit.reading import read_audit
 from trainprove_nb.cli import main
 from trainprove_nb.lab.classifier_scales import classifier_scale
 from trainprove_nb.report.generator_audit import _whose, plan_generator_audit

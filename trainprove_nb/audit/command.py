@@ -16,19 +16,13 @@ from pathlib import Path
 import click
 import pandas as pd
 
+from .checks import _log_rows, _writing_problem, check_file
 from .demo import write_classifier_demo, write_demo
-from trainprove_nb.audit.file import (
-    AuditFile,
-    AuditFileError,
-    _log_rows,
-    _writing_problem,
-    check_file,
-    new_audit,
-    read_audit,
-)
 from .log_audit import service_answers
 from .outlook import outlook
+from .reading import AuditFileError, new_audit, read_audit
 from .released import needs_sampler
+from .sections import AuditFile
 from ..evidence.release_log import read_log
 from ..lab.generator_recipes import GeneratorRecipes
 from ..lab.generator_scales import generator_scale

@@ -16,8 +16,8 @@ import numpy as np
 from datasets import Dataset
 from diffusers import DiffusionPipeline
 
+from .asking import module_beside, score_function, suspect_function
 from .controls import control_classifier, control_model
-from .file import AuditFile, module_beside, score_function, suspect_function
 from .released import AuditLog, Sampler, needs_sampler, released_log
 from trainprove_nb.audit.scores import (
     Asked,
@@ -33,6 +33,7 @@ from trainprove_nb.audit.scores import (
     showings,
     weights_scores,
 )
+from .sections import AuditFile
 from ..data.folders import read_pairs
 from ..evidence.guards import blind_test, picture_features, placebo_p, sensitivity
 from ..evidence.how_much import learnt_share, released_effect

@@ -18,8 +18,9 @@ import pandas as pd
 from PIL import Image
 from scipy.stats import norm
 
-from .file import AuditFile, accesses
+from .asking import accesses
 from .released import needs_sampler
+from .sections import AuditFile
 from ..evidence.naming import VERSIONS
 from ..evidence.release_log import log_table
 from ..lab.costs import ASSUMED, told_hours
