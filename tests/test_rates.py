@@ -44,7 +44,7 @@ from trainprove_nb.report.doses import classifier_doses, generator_doses, looks,
 from trainprove_nb.report.generator_audit import judge_generator
 from trainprove_nb.report.hard_cases import accusations, innocents_by_log
 from trainprove_nb.report.hard_sentences import hard_sentences
-from trainprove_nb.report.history import CHANGES, EARLIER, LATER, history_table
+from trainprove_nb.report.history import CHANGES, EARLIER, LATER, history_table, origins_apart
 from trainprove_nb.report.ledger import judge, judged_at_all, ledger, ledger_page, untested
 from trainprove_nb.report.results import read_results
 from trainprove_nb.report.verdicts import (
@@ -613,8 +613,23 @@ def test_history_says_what_the_pages_said(commit, told):
 
 def test_history_lists_every_change_with_both_results():
     table = history_table()
-    assert len(table) == len(EARLIER) + sum(len(c.rows) for c in CHANGES)
+    told = len(EARLIER) + len(origins_apart()) + sum(len(c.rows) for c in CHANGES)
+    assert len(table) == told
     assert (table.before != "").all() and (table.after != "").all() and set(EARLIER) == set(LATER)
+
+
+def test_the_run_with_origins_apart_is_told_as_its_table_has_it():
+    _, tables, _ = shipped("fair_trainprove")
+    whole = tables[""][tables[""].kind == "whole"]
+    told = origins_apart()
+    for method, rows in whole.groupby("method"):
+        names = {"TrainProVe": "TrainProVe: power", "origin test (ours)": "origin test finds most"}
+        if method in names:
+            assert told[names[method]][0] == pytest.approx(rows.accused[rows.guilty].mean())
+    paper = whole[whole.method == "TrainProVe"]
+    right = (paper.accused == paper.guilty).mean()
+    assert told["TrainProVe: accuracy"][0] == pytest.approx(right)
+    assert told["beats a coin"][0] == pytest.approx(right)
 
 
 # A lead

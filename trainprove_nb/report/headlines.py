@@ -13,7 +13,7 @@ import pandas as pd
 
 from ..evidence.rates import Rate
 from .hard_cases import with_customer_logs
-from .history import EARLIER
+from .history import EARLIER, origins_apart
 from .log_power import power
 from .results import read_results, shipped_results
 
@@ -105,6 +105,13 @@ def _mixed(table: pd.DataFrame, alpha: float) -> str:
     shares = (rows.p_own <= alpha).groupby(rows.kind).mean()
     return f"{shares.min():.2f} to {shares.max():.2f}"
 
+# %% ../../nbs/report/headlines.ipynb #41fc6486
+def _reproduced(name: str, results: Path | None) -> str:
+    "How many of the paper's claims an experiment reproduced."
+    claims = pd.DataFrame(_read(name, results)[2]["claims"])
+    theirs = claims[claims.whose == "the paper's"]
+    return _count(theirs.verdict == "reproduced")
+
 # %% ../../nbs/report/headlines.ipynb #ea284fb6
 def provenance_headlines(
     results: Path
@@ -115,6 +122,7 @@ def provenance_headlines(
     whole = tables[""][tables[""].kind == "whole"]
     ours = whole[whole.method == "origin test (ours)"]
     paper, origin = (numbers["quality"][m] for m in ("TrainProVe", "origin test (ours)"))
+    apart = origins_apart()
     return {
         "classifiers": whole.suspect.nunique(),
         "owners": len(parameters["generators"]),
@@ -124,6 +132,9 @@ def provenance_headlines(
         "easier_right": _rate(EARLIER["TrainProVe: accuracy"][:3]),
         "easier_false": _rate(EARLIER["TrainProVe: innocents accused"][:3]),
         "easier_auc": _rate(EARLIER["TrainProVe: AUC"][:3]),
+        "apart_right": _rate(apart["TrainProVe: accuracy"][:3]),
+        "apart_false": _rate(apart["TrainProVe: innocents accused"][:3]),
+        "apart_claims": _reproduced("fair_trainprove", results),
         "legal_right": _rate(numbers["quality"]["always legal"]["accuracy"]).split(" ")[0],
         "origin_right": _rate(origin["accuracy"]),
         "origin_accused": _count(ours.accused[~ours.guilty]),
