@@ -41,16 +41,16 @@ def pixart(sample_size):
     "A tiny PixArt that, as the real ones do, also says how sure it is; of sample size 128 it is told the size."
     transformer = PixArtTransformer2DModel(
         num_attention_heads=2,
-        attention_head_dim=8,
+        attention_head_dim=12,
         in_channels=4,
         out_channels=8,
         num_layers=1,
-        cross_attention_dim=16,
+        cross_attention_dim=24,
         sample_size=sample_size,
         caption_channels=32,
     )
     scheduler = DDPMScheduler(beta_schedule="linear")
-    return PixArtAlphaPipeline(t5_tokenizer(), t5_encoder(), vae(), transformer, scheduler)
+    return PixArtAlphaPipeline(t5_tokenizer(), t5_encoder().eval(), vae(), transformer, scheduler)
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +179,11 @@ def roomy_sdxl():
 def test_a_suspect_of_sdxl_kind_that_learnt_released_pictures_is_found():
     "Its losses tell it from one that learnt others under the same captions; the base is the reference."
     torch.manual_seed(0)
-    base, shown = roomy_sdxl(), pixels(corpus("emoji", "evaluation", 72))
+    base, drawn = roomy_sdxl(), pixels(corpus("emoji", "evaluation", 96))
+    shown, others = drawn[:72], drawn[72:]
     texts, released = [f"fox {k}" for k in range(24)] * 3, np.arange(72) < 24
     reference, found = denoising_losses(base, shown, texts), {}
-    for name, learnt in (("infringing", shown[:24]), ("innocent", shown[:24, :, ::-1])):
+    for name, learnt in (("infringing", shown[:24]), ("innocent", others)):
         suspect = copy.deepcopy(base)
         finetune(suspect, pairs(list(learnt), texts[:24]), steps=100, batch_size=24, lr=3e-3)
         score = denoising_score(denoising_losses(suspect, shown, texts), reference)
