@@ -366,4 +366,4 @@ def _told_bytes(gigabytes):
     "A size as people say it."
     if gigabytes < 1:
         return f"{gigabytes * 1000:,.0f} MB"
-    return f"{gigabytes:,.0f} GB"
+    return f"{gigabytes:,.0f} GB" if gigabytes >= 10 else f"{gigabytes:.2g} GB"

@@ -22,7 +22,7 @@ from ..lab.costs import told_hours
 from ..lab.makers import SHARES
 from ..lab.store import recipe_name
 from ..models.bundled import BUNDLED
-from .estimates import Estimate, _within
+from .estimates import Estimate, _told_bytes, _within
 
 # %% ../../nbs/report/ready.ipynb #29015ee5
 @dataclass(frozen=True)
@@ -133,17 +133,13 @@ def check_machine(
     "Disk, memory and time; a time is never missing."
     place = next(p for p in [Path(lab).resolve(), *Path(lab).resolve().parents] if p.is_dir())
     free, memory = shutil.disk_usage(place).free / 1e9, _memory()
-    disk = f"up to {_told(found.gigabytes)} are needed, {_told(free)} are free"
-    need = f"about {_told(found.memory)} are needed, {_told(memory)} are there"
+    disk = f"up to {_told_bytes(found.gigabytes)} are needed, {_told_bytes(free)} are free"
+    need = f"about {_told_bytes(found.memory)} are needed, {_told_bytes(memory)} are there"
     return [
         Ready("disk", str(place), disk, free >= found.gigabytes),
         Ready("memory", _processor(), need, memory >= found.memory),
         Ready("time", f"{found.jobs} at once", told_hours(found.hours), True),
     ]
-
-# %% ../../nbs/report/ready.ipynb #200da365
-def _told(gigabytes):
-    return f"{gigabytes:,.0f} GB" if gigabytes >= 10 else f"{gigabytes:.2g} GB"
 
 # %% ../../nbs/report/ready.ipynb #a4430884
 def _memory():
