@@ -175,6 +175,8 @@ TABLES = {
     "release": ("redrawn", "rivals"),
     "laundering": ("accounts", "sizes"),
     "release_classifiers": ("redrawn",),
+    "trainprove": ("ablations",),
+    "fair_trainprove": ("ablations",),
 }
 
 # %% ../../nbs/report/plan.ipynb #7f6a662a
