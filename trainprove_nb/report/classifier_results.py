@@ -167,15 +167,10 @@ def _innocent(verdicts):
     return where(verdicts, kind="whole", method=OURS, guilty=False)
 
 # %% ../../nbs/report/classifier_results.ipynb #03bd9a19
-def _share_of_suspects(yes, suspects):
-    "Share of some cases, as a rate whose interval counts suspects."
-    n = suspects.nunique()
-    return proportion(float(yes.mean()) * n, n)
-
-# %% ../../nbs/report/classifier_results.ipynb #29a1f856
 def _true_origin_row(part, alpha):
+    "How often the p-value against the true origin is at most α; the interval counts suspects."
     n, share = part.suspect.nunique(), float((part.p_own <= alpha).mean())
-    _, low, high = _share_of_suspects(part.p_own <= alpha, part.suspect)
+    _, low, high = proportion(share * n, n)
     return {"p at most α": share, "low": low, "high": high, "suspects": n, "cases": len(part)}
 
 # %% ../../nbs/report/classifier_results.ipynb #ad0a4468
