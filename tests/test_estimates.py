@@ -174,6 +174,13 @@ def test_estimating_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "gigabytes, words", [(0.086, "86 MB"), (1.6, "1.6 GB"), (9.96, "10 GB"), (8547.2, "8,547 GB")]
+)
+def test_a_size_keeps_what_decides_whether_it_fits(gigabytes, words):
+    assert estimates._told_bytes(gigabytes) == words
+
+
 # The command
 
 

@@ -250,12 +250,13 @@ def test_every_experiment_with_results_can_be_drawn_again():
     assert set(REDRAWN) == {p.name for p in RESULTS.iterdir() if p.is_dir()}
 
 
-def test_results_without_a_table_are_refused_in_one_sentence(tmp_path):
-    shutil.copytree(RESULTS / "fig7", tmp_path / "fig7")
-    (tmp_path / "fig7/fig7.csv").unlink()
+@pytest.mark.parametrize("name, file", [("fig7", "fig7"), ("trainprove", "trainprove_ablations")])
+def test_results_without_a_table_are_refused_in_one_sentence(tmp_path, name, file):
+    shutil.copytree(RESULTS / name, tmp_path / name)
+    (tmp_path / name / f"{file}.csv").unlink()
     refused(
-        lambda: earlier_run("fig7", {}, str(tmp_path / "fig7")),
-        "no fig7.csv in",
+        lambda: earlier_run(name, {}, str(tmp_path / name)),
+        f"no {file}.csv in",
         "give the folder",
         error=FileNotFoundError,
     )
