@@ -56,10 +56,9 @@ from trainprove_nb.report.audits import (
     report_state,
     told_p,
 )
-from .classifier_sentences import came_out_of
 from .figures import Picture, check_folder, kinds_panel, panel_row, save_figure
 from .plan import CHECKS
-from .sentences import between, listed, tally, where
+from .sentences import between, came_out_of, listed, tally, where
 from ..suspects.checks import check_answers, try_suspect
 from ..suspects.generators import FolderSuspect, PipelineSuspect, ask
 from ..suspects.opening import SERVICE, open_suspect, suspect_kind
@@ -165,6 +164,11 @@ def to_dict(self: GeneratorVerdict) -> dict:
         "of them caught": self.caught,
     }
 
+# %% ../../nbs/report/generator_audit.ipynb #e253b289
+def _set_apart(distances, shadows, alpha):
+    "Of mean distances, which are unlike the innocents of every kind."
+    return [max(explained(x, shadows).values()) <= alpha for x in distances]
+
 # %% ../../nbs/report/generator_audit.ipynb #756c4ef0
 def judge_generator(
     scores: dict,  # of the suspect: `conf` with `conf_low` and `conf_high`, `mean_distance`, `contrast`
@@ -175,7 +179,7 @@ def judge_generator(
 ) -> GeneratorVerdict:
     "Does the suspect look like one more of the innocents of some kind? An index, not a p-value."
     guilty = where(shadows, kind="infringing")
-    caught = [max(explained(x, shadows).values()) <= alpha for x in guilty.mean_distance]
+    caught = _set_apart(guilty.mean_distance, shadows, alpha)
     return GeneratorVerdict(
         pvalues=explained(scores["mean_distance"], shadows),
         alpha=alpha,
@@ -238,7 +242,7 @@ def _explanations_point(verdict):
 def _caught_point(shadows, alpha):
     "Which infringing shadows the test catches, by ρ."
     guilty = where(shadows, kind="infringing")
-    caught = [max(explained(x, shadows).values()) <= alpha for x in guilty.mean_distance]
+    caught = _set_apart(guilty.mean_distance, shadows, alpha)
     by_rho = guilty.assign(caught=caught).sort_values("rho", ascending=False).groupby("rho").caught
     told = {f"ρ = {rho:g}:": tally(part) for rho, part in by_rho}
     return f"**Infringing shadows** that the same test catches: {listed(told)}."
@@ -684,15 +688,14 @@ def _left_out(shadows, alpha):
     "Of innocent shadows, each left out of its kind: whether the rest sets it apart."
     innocents = shadows[shadows.kind != "infringing"]
     return [
-        max(explained(x, shadows.drop(index=i)).values()) <= alpha
-        for i, x in innocents.mean_distance.items()
+        _set_apart([x], shadows.drop(index=i), alpha)[0] for i, x in innocents.mean_distance.items()
     ]
 
 # %% ../../nbs/report/generator_audit.ipynb #15ee3ea1
 def _power_part(shadows, alpha):
     "How many infringing shadows are found, by ρ."
     guilty = where(shadows, kind="infringing")
-    caught = [max(explained(x, shadows).values()) <= alpha for x in guilty.mean_distance]
+    caught = _set_apart(guilty.mean_distance, shadows, alpha)
     by_rho = guilty.assign(caught=caught).groupby("rho").caught
     how = "models of ours, trained on the source's pictures, from its own base"
     return [found_row(float(rho), int(x.sum()), len(x), how) for rho, x in by_rho]
