@@ -44,10 +44,9 @@ from trainprove_nb.report.audits import (
     report_state,
     told_p,
 )
-from .classifier_sentences import came_out_of
 from .figures import COLOURS, check_folder, save_figure, style
 from .results import read_results, shipped_results
-from .sentences import between, listed, told, where
+from .sentences import between, came_out_of, listed, told, where
 from ..suspects.answer_tables import picture_names
 from ..suspects.classifier_files import FolderClassifier
 from trainprove_nb.suspects.classifiers import (
