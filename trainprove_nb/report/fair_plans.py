@@ -18,7 +18,7 @@ from ..lab.classifier_scales import FAIR_ORIGINS
 from .attribution_claims import TABLE1_BARS, table1_claims
 from .classifier_plan import ClassifierPlan, plan_classifiers
 from .classifier_results import whole_cases
-from .classifier_sentences import came_out_of
+from .sentences import came_out_of
 from .doses import KEYS, SUSPECT, generator_doses, unlike
 from .fair import FAIR_CHECKS, SUSPECTS, fair_knobs, verdict_points
 from .ledger import ledger
