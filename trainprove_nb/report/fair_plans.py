@@ -18,13 +18,13 @@ from ..lab.classifier_scales import FAIR_ORIGINS
 from .attribution_claims import TABLE1_BARS, table1_claims
 from .classifier_plan import ClassifierPlan, plan_classifiers
 from .classifier_results import whole_cases
-from .sentences import came_out_of
 from .doses import KEYS, SUSPECT, generator_doses, unlike
 from .fair import FAIR_CHECKS, SUSPECTS, fair_knobs, verdict_points
 from .ledger import ledger
 from .plan import Plan, plan_experiment
 from .provenance_claims import baseline_claims, published_claims
 from .results import read_results
+from .sentences import came_out_of
 from .statistical import choose_discriminators
 from .verdicts import Areas, Caught, Shares, chances
 
