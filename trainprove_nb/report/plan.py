@@ -20,7 +20,7 @@ from ..lab.generator_recipes import GeneratorRecipes
 from ..lab.generator_scales import generator_scale
 from ..lab.generator_trials import STRATEGIES, build_generator_trials, needed
 from .figures import check_folder
-from .results import notebooks_folder, read_results
+from .results import _plain, notebooks_folder, read_results
 
 # %% ../../nbs/report/plan.ipynb #05ebeb9c
 def _choose_sources(value, recipes, asked):
@@ -196,7 +196,7 @@ def earlier_run(
         )
     usual = usual_parameters(name)
     for k, value in asked.items():
-        if value is not None and value not in (usual[k], parameters.get(k)):
+        if value is not None and _plain(value) not in (usual[k], parameters.get(k)):
             raise ValueError(
                 f"{k} = {value!r}, but the numbers in {folder} are of {k} = {parameters.get(k)!r}: "
                 f"leave {k} out, or measure without redraw"
