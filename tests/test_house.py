@@ -94,6 +94,19 @@ def test_every_notebook_has_one_place_in_the_sidebar():
     assert sorted(listed) == sorted(there)
 
 
+def test_no_two_pages_of_a_chapter_have_one_name_in_the_sidebar():
+    "It shows titles up to their colon."
+    first = re.compile(r"^(?:# |title: )([^:\n]+)", re.M)
+    shown = [(p.parent.name, first.search(prose(p))[1].strip()) for p in NOTEBOOKS]
+    assert [name for name in set(shown) if shown.count(name) > 1] == []
+
+
+def prose(path):
+    "The words of a notebook, its first lines among them."
+    cells = json.loads((ROOT / path).read_text("utf-8"))["cells"]
+    return "\n".join("".join(c["source"]) for c in cells if c["cell_type"] != "code")
+
+
 def test_package_and_notebooks_have_the_same_rooms():
     rooms = {p: exported(ROOT / p) for p in NOTEBOOKS}
     rooms = {p: name for p, name in rooms.items() if name}
