@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..data.corpora import CORPORA
+from ..data.corpora import CORPORA, SPLITS
 from ..data.mix import check_rho
 from .generator_scales import GeneratorScale
 from .store import identity, recipe_name, seed_of
@@ -117,6 +117,8 @@ def base(
 # %% ../../nbs/lab/generator_recipes.ipynb #7d8cee52
 @patch
 def _of_corpus(self: GeneratorRecipes, name, split, n):
+    if name in CORPORA and split == "real" and n > len(SPLITS["real"]):
+        split = "real, many"
     recipe = {
         "kind": "pairs",
         "corpus": name,

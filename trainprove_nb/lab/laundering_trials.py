@@ -180,7 +180,8 @@ def part_of_log(
 def _scores_by_effort(lab, plan, source, trial, there):
     "Scores by access, and by how many answers there were to each caption; 0: none was needed."
     known = replace(plan, repeats=0)
-    scores = {("open weights", 0): picture_scores(lab, known, source, trial, there)["open weights"]}
+    unasked = picture_scores(lab, known, source, trial, there)
+    scores = {(access, 0): score for access, score in unasked.items()}
     asked = plan.repeats if trial.rho >= plan.least_asked else 0
     for n in range(1, asked + 1):
         found = _answer_scores(lab, plan, source, trial, there, n)

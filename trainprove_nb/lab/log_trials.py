@@ -67,6 +67,7 @@ class LogPlan:
     accounts: int = 2  # logs of each source
     m: int = 2  # withheld pictures for each released one
     repeats: int = 5  # answers a caption; 0: prompts are not asked
+    denoised: int | None = None  # accounts whose pictures are denoised; None: all
     restored: int = 1  # accounts whose pictures are sent to be restored
     innocents: int = 1  # of each kind
     least_asked: float = 0.3  # ρ below which infringers are not asked for answers
@@ -95,11 +96,9 @@ def stands_before(
     return list(range(plan.accounts))
 
 # %% ../../nbs/lab/log_trials.ipynb #89725975
-def _shown(plan, source, trial, restored=False):
-    "The parts of the pool that are shown to a suspect, by their places."
-    accounts = stands_before(plan, trial)
-    if restored:
-        accounts = [k for k in accounts if k < plan.restored]
+def _shown(plan, source, trial, most=None):
+    "The parts of the pool that are shown to a suspect, by their places: of the first `most` accounts."
+    accounts = [k for k in stands_before(plan, trial) if most is None or k < most]
     return {2 * k + side: pool(plan, source)[2 * k + side] for k in accounts for side in (0, 1)}
 
 # %% ../../nbs/lab/log_trials.ipynb #34a65874
@@ -133,12 +132,12 @@ def log_stages(
         "losses": [
             picture_losses(r, x, part)
             for t, x in measured
-            for part in _shown(plan, source, t).values()
+            for part in _shown(plan, source, t, plan.denoised).values()
         ],
         "restored": [
             picture_restored(r, x, part)
             for t, x in measured
-            for part in _shown(plan, source, t, restored=True).values()
+            for part in _shown(plan, source, t, plan.restored).values()
         ],
         "answers": [
             caption_answers(r, x, source, k) for t, x in models for k in range(_asked(plan, t))
@@ -172,17 +171,17 @@ def _by_part(there, found):
 def _open_weights(lab, plan, source, trial, there):
     "Scores by a suspect's losses, its base the reference."
     r, found = plan.recipes, {}
-    for place, part in _shown(plan, source, trial).items():
+    for place, part in _shown(plan, source, trial, plan.denoised).items():
         models = trial.model, base_of(trial.model)
         suspect, base = (lab.array(picture_losses(r, x, part)) for x in models)
         found[place] = denoising_score(suspect, base)
-    return {"open weights": _by_part(there, found)}
+    return {"open weights": _by_part(there, found)} if found else {}
 
 # %% ../../nbs/lab/log_trials.ipynb #1f9099cc
 def _image_to_image(lab, plan, source, trial, there):
     "Scores by how near pictures come back, the base the reference."
     r, found = plan.recipes, {}
-    for place, part in _shown(plan, source, trial, restored=True).items():
+    for place, part in _shown(plan, source, trial, plan.restored).items():
         models = base_of(trial.model), trial.model
         base, suspect = (lab.array(picture_restored(r, x, part)) for x in models)
         found[place] = base - suspect
