@@ -68,6 +68,13 @@ OTHERS = {
         "rhos": ([0], "rhos", "above 0"),
         "sources": (["mini-v3"], "'mini-v3'", "choose"),
     },
+    "long_log": {
+        "repeats": (0, "repeats = 0", "whole number"),
+        "parts": (1.5, "parts = 1.5", "whole number"),
+        "sizes": ([21], "sizes has 21", "at most 20"),
+        "prompts": ([], "prompts = ", "at least 1"),
+        "rhos": ([0], "rhos", "above 0"),
+    },
     "fair_table1": {
         "discriminators": (["luck"], "'luck'", "choose"),
         "shadows": (0, "shadows = 0", "at least 1"),
@@ -174,6 +181,7 @@ EXPERIMENTS = {
     "fair": ["fair.png", "fair_looks.svg", "fair_looks.csv", "fair_numbers.csv"],
     "hard": ["innocents.png", "base.svg", "overlap.png", "leak.png", "length.png", "hard.csv"],
     "release": ["release.png", "release_innocence.svg", "release.csv", "release_redrawn.csv"],
+    "long_log": ["long_log.png", "long_log_sizes.csv", "long_log_questions.csv"],
     "table1": ["table1.png", "table1.csv"],
     "fair_table1": ["fair_table1.png", "fair_table1_accused.csv"],
     "table2": ["table2.svg", "table2.csv"],
@@ -236,6 +244,7 @@ SHORTER = {  # what takes minutes
     "fair_trainprove": {"knobs": STYLED},
     "release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2},
     "release_classifiers": {"rhos": [1], "redrawn": 2},
+    "long_log": {"accounts": 1, "repeats": 2, "redrawn": 1, "parts": 1},
 }
 
 

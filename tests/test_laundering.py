@@ -31,12 +31,12 @@ from trainprove_nb.lab.laundering_trials import (
     account_trials,
     laundering_stages,
     laundering_trials,
-    part_of_log,
     washed_alike,
 )
 from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
 from trainprove_nb.lab.log_trials import LogPlan, log_stages, stands_before
 from trainprove_nb.lab.makers import KINDS, check_recipe
+from trainprove_nb.lab.size_trials import part_of_log
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.models.finetune import _adapted, _undamaged, finetune
 from trainprove_nb.models.pipelines import load_model

@@ -32,6 +32,7 @@ ORDER = (
     "hard",
     "release",
     "laundering",
+    "long_log",
     "release_classifiers",
     "audits",
     "table1",

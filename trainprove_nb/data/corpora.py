@@ -30,7 +30,7 @@ SPLITS = {
     "labelled": range(19_000, 40_000),  # suspect classifiers that learn from real pictures
     "labelled shadow": range(40_000, 52_000),  # their shadows
     "labelled validation": range(52_000, 64_000),  # what classifiers are asked about
-    "real, many": range(64_000, 84_000),  # in place of `real` for suspects that learn from thousands
+    "real, many": range(64_000, 84_000),  # like `real`, but longer
 }
 
 # %% ../../nbs/data/corpora.ipynb #bc90ad89

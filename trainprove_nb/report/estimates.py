@@ -39,6 +39,7 @@ from trainprove_nb.report import (
     instance,
     laundered,
     log_power,
+    long_log,
     naming_power,
     open_set,
     ranges,
@@ -100,6 +101,7 @@ EXPERIMENTS = {  # name -> (plan(asked, lab, out), what is done with the plan)
         partial(plan_experiment, "laundering", checks=laundered.LAUNDERING_CHECKS),
         [laundered.measure_laundering],
     ),
+    "long_log": (long_log.plan_long_log, [long_log.measure_long_log]),
     "release_classifiers": (plan_named_logs, [naming_power.measure_naming_power]),
     "table1": (
         partial(

@@ -19,10 +19,10 @@ from trainprove_nb.lab.laundering_trials import (
     laundering_stages,
     laundering_trials,
     measure_accounts,
-    measure_sizes,
     measure_ways,
 )
 from ..lab.log_trials import LogPlan, log_stages
+from ..lab.size_trials import measure_sizes
 from .figures import panel_row
 from .plan import Plan
 from .sentences import came_out, tally, told, where

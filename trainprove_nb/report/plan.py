@@ -174,6 +174,7 @@ TABLES = {
     "hard": ("models", "keys"),
     "release": ("redrawn", "rivals"),
     "laundering": ("accounts", "sizes"),
+    "long_log": ("redrawn", "sizes", "questions"),
     "release_classifiers": ("redrawn",),
     "trainprove": ("ablations",),
     "fair_trainprove": ("ablations",),
