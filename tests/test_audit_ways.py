@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from helpers import ROOT, refused, run, write_imagefolder
+from helpers import ROOT, refused, write_imagefolder
 from PIL import Image
 
 from trainprove_nb.audit import log_audit, log_verdict
@@ -360,20 +360,20 @@ def test_killed_at_any_moment(tmp_path, log, service):
     url, asked = service
     suspect = {"model": f"{url}/guilty", "settings": HEADERS}
     file = audit_file(tmp_path / "case", log, suspect)
-    command = ["-m", "trainprove_nb.cli", "audit", "run", str(file)]
     report = tmp_path / "case" / "out" / "report.json"
-    assert run(*command).returncode == 1
+    assert CliRunner().invoke(command, ["run", str(file)]).exit_code == 1
     whole = undated(report)
     for folder in ("out", "lab"):
         shutil.rmtree(tmp_path / "case" / folder)
     asked.clear()
     rng = np.random.default_rng(6)
     for _ in range(KILLS):
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL)
+        started = [sys.executable, "-m", "trainprove_nb.cli", "audit", "run", str(file)]
+        process = subprocess.Popen(started, cwd=ROOT, stderr=subprocess.DEVNULL)
         time.sleep(rng.uniform(*MOMENTS))
         process.kill()
         process.wait()
-    assert run(*command).returncode == 1
+    assert CliRunner().invoke(command, ["run", str(file)]).exit_code == 1
     assert undated(report) == whole
     counted = Counter((q["prompt"], q["seed"]) for q in asked if "number" in q["prompt"])
     assert len(counted) == 2 * N and set(counted.values()) == {1}

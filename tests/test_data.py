@@ -219,6 +219,23 @@ def test_pictures_that_are_decoded_later_are_the_same():
         lazy[7]
 
 
+def test_pictures_laid_aside_come_back_the_same(tmp_path):
+    images, aside = pictures(7), pair_sets.PicturesOnDisk(tmp_path)
+    assert len(aside) == 0 and aside[:].shape == (0, 0, 0, 3)
+    aside.add(images[:3])
+    assert (aside[2] == images[2]).all()  # what is read in between moves no end
+    aside.add(images[::2][1:])  # rows that do not lie side by side
+    images = np.concatenate([images[:3], images[::2][1:]])
+    assert (len(aside), aside.shape, aside.dtype) == (6, images.shape, images.dtype)
+    chosen = [3, slice(2, 5), slice(None), [5, 0, 5], images[:, 0, 0, 0] > 99, np.int64(5), -1]
+    for which in chosen:
+        assert aside[which].shape == images[which].shape and (aside[which] == images[which]).all()
+    with pytest.raises(IndexError):
+        aside[6]
+    refused(lambda: aside.add(pictures(1, 9)), "2 different sizes", "one size")
+    assert len(aside) == 6 and (aside[:] == images).all() and not list(tmp_path.iterdir())
+
+
 def test_pictures_of_two_sizes_are_told_before_one_is_decoded(tmp_path):
     "Turned by their own note, too: 8×4 that lies on its side is seen as 4×8."
     upright, lying = Image.new("RGB", (8, 4)), Image.new("RGB", (4, 8))

@@ -222,7 +222,9 @@ def test_large_pictures_are_encoded_few_at_a_time(models):
     "Sixteen of a small size, one of a thousand pixels: the VAE of Stable Diffusion takes gigabytes for each."
     asked, pipe = [], models["sdxl"]
     encode = pipe.vae.encode
-    pipe.vae.encode = lambda x: asked.append(len(x)) or encode(x)
+    pipe.vae.encode = lambda x: (
+        asked.append(len(x)) or encode(x[..., :8, :8])
+    )  # a corner: numbers count
     try:
         encode_images(pipe, pictures(17, 32))
         encode_images(pipe, pictures(2, 768))

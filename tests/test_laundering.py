@@ -36,7 +36,6 @@ from trainprove_nb.lab.laundering_trials import (
 from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
 from trainprove_nb.lab.log_trials import LogPlan, log_stages, stands_before
 from trainprove_nb.lab.makers import KINDS, check_recipe
-from trainprove_nb.lab.size_trials import part_of_log
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.models.finetune import _adapted, _undamaged, finetune
 from trainprove_nb.models.pipelines import load_model
@@ -393,34 +392,6 @@ def test_suspects_of_accounts_stand_before_all_logs_and_are_asked_nothing(recipe
     assert [(t.rho, t.k) for t in trials] == [(rho, k) for rho in (0.3, 1) for k in range(3)]
     assert all(stands_before(wide, t) == [0, 1, 2, 3] for t in trials)
     assert "answers" not in log_stages(wide, source, trials)
-
-
-class Made:
-    "Two accounts, five prompts; of each four released and eight withheld pictures."
-
-    def __init__(self):
-        grid = [(a, p, r) for a in (0, 1) for p in "abcde" for r in (1,) * 4 + (0,) * 8]
-        self.account, self.prompts, self.released = map(np.array, zip(*grid, strict=True))
-        self.released = self.released.astype(bool)
-
-
-@pytest.mark.parametrize("m", [1, 2])
-def test_a_part_of_a_log_is_of_its_account_and_has_both_sides(m):
-    there, seen = Made(), []
-    for seed in range(20):
-        places, labels = part_of_log(there, 1, 7, m, np.random.default_rng(seed))
-        assert (there.account[places] == 1).all() and len(set(places)) == len(places)
-        assert (labels == there.released[places]).all() and labels.sum() == 7
-        for prompt in set(there.prompts[places]):
-            here = there.prompts[places] == prompt
-            assert (here & ~labels).sum() == m * (here & labels).sum()
-        seen.append(tuple(sorted(places)))
-    assert len(set(seen)) == 20
-
-
-def test_the_whole_log_is_a_part_of_itself():
-    places, labels = part_of_log(Made(), 0, 20, 2, np.random.default_rng(0))
-    assert sorted(places) == list(range(60)) and labels.sum() == 20
 
 
 # Reading

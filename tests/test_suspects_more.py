@@ -47,6 +47,7 @@ from transformers import (
     T5Tokenizer,
 )
 
+from trainprove_nb.data.pairs import PicturesOnDisk
 from trainprove_nb.models.bundled import WEIGHTS
 from trainprove_nb.models.pipelines import load_model
 from trainprove_nb.models.sampling import generate
@@ -986,6 +987,23 @@ def test_answers_that_may_be_what_they_are():
         check_answers(
             np.repeat(pictures(5, 16), 2, axis=0), np.repeat(PROMPTS[:5], 2).tolist(), [0, 1] * 5
         )
+
+
+def test_answers_laid_aside_are_looked_at_like_those_in_memory():
+    "Two of them share a picture, one is black: a hundred pictures apart, so never looked at together."
+    answers = pictures(230, 16)
+    answers[220] = answers[3]
+    answers[120] = 0
+    aside = PicturesOnDisk()
+    aside.add(answers)
+    told = []
+    for given in (answers, aside):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            check_answers(given, [f"prompt {k}" for k in range(230)])
+        told.append([str(w.message) for w in caught])
+    assert told[0] == told[1] and len(told[0]) == 2
+    assert "(number 120)" in told[0][0] and "(number 3, 220)" in told[0][1]
 
 
 # Requests to strangers

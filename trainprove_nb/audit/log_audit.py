@@ -35,6 +35,7 @@ from trainprove_nb.audit.scores import (
 )
 from .sections import AuditFile
 from ..data.folders import read_pairs
+from ..data.pairs import PicturesOnDisk
 from ..evidence.guards import blind_test, picture_features, placebo_p, sensitivity
 from ..evidence.how_much import learnt_share, released_effect
 from ..evidence.log_test import LogVerdict, _blocks, centred, least_p, log_test
@@ -260,7 +261,7 @@ class Measured:
     scores: np.ndarray  # (n,), of the pictures that were asked for
     there: np.ndarray  # bool: which pictures of the log these are
     asked: str  # in words
-    answers: np.ndarray | None = None  # of prompts
+    answers: PicturesOnDisk | None = None  # of prompts
     texts: list = field(default_factory=list)  # of those answers
 
 # %% ../../nbs/audit/log_audit.ipynb #d1b9db43

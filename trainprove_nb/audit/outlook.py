@@ -19,15 +19,13 @@ from PIL import Image
 from scipy.stats import norm
 
 from .asking import accesses
-from .released import needs_sampler
+from .checks import _log_rows, _of_account
 from .sections import AuditFile
 from ..evidence.naming import VERSIONS
-from ..evidence.release_log import log_table
 from ..lab.costs import ASSUMED, told_hours
 from ..lab.generator_scales import generator_scale
 from ..report.results import read_results, shipped_results
 from ..report.sentences import where
-from ..suspects.collected import collected_answers
 
 # %% ../../nbs/audit/outlook.ipynb #a1961809
 def log_size(
@@ -35,21 +33,9 @@ def log_size(
     account: str | None = None,
 ) -> tuple:  # (released pictures, withheld pictures, prompts)
     "What a log holds, without opening a picture."
-    if needs_sampler(folder):
-        texts = _texts_of(Path(folder))
-        return len(texts), 0, len(set(texts))
-    table = log_table(folder)
-    table = table if account is None else table[table.account == account]
-    released = int((table.side == "released").sum())
-    return released, len(table) - released, table.prompt.nunique()
-
-# %% ../../nbs/audit/outlook.ipynb #8cb9c8a6
-def _texts_of(folder: Path) -> list:
-    "The prompts of released pictures, where a table names them."
-    try:
-        return [text for _, text in collected_answers(folder)]
-    except FileNotFoundError:  # a dataset of another form: it is read when the audit runs
-        return []
+    rows = _of_account(_log_rows(folder), account)
+    released = int((rows.side == "released").sum())
+    return released, len(rows) - released, rows.prompt.nunique()
 
 # %% ../../nbs/audit/outlook.ipynb #16e81f06
 def asked_in_all(

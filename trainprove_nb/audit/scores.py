@@ -8,6 +8,7 @@ __all__ = ['PART', 'SIDE', 'ROUND', 'Asked', 'asked', 'kept_losses', 'weights_sc
            'showings', 'classes_scores']
 
 # %% ../../nbs/audit/scores.ipynb #4f35a3d2
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from .released import AuditLog
-from ..data.pairs import LazyPixels
+from ..data.pairs import LazyPixels, PicturesOnDisk
 from ..evidence.denoising import LEVELS, denoising_losses, denoising_score
 from ..evidence.matching import Differences, whitened_score, whitening
 from ..evidence.naming import VERSIONS, changed, naming_score
@@ -132,18 +133,19 @@ def _boxed(picture: np.ndarray, size: tuple) -> np.ndarray:
 
 # %% ../../nbs/audit/scores.ipynb #7dca7f17
 def in_small(
-    images: LazyPixels | np.ndarray,  # uint8 (n, height, width, 3)
+    images: LazyPixels | PicturesOnDisk | np.ndarray,  # uint8 (n, height, width, 3)
     size: tuple,  # (width, height) of the log's pictures
     which: np.ndarray | None = None,  # bool (n,): those that are wanted; None: all
 ) -> np.ndarray:
     "Pictures of one size, that of the log or smaller; large ones are never all in memory."
     factor = min(1, SIDE / max(size))
-    wanted = tuple(max(1, round(factor * side)) for side in size)
+    width, height = (max(1, round(factor * side)) for side in size)
     places = np.arange(len(images)) if which is None else np.flatnonzero(which)
-    if images.shape[2:0:-1] == wanted:
-        return images[places]
-    parts = (images[places[k : k + PART]] for k in range(0, len(places), PART))
-    return np.stack([_boxed(x, wanted) for part in parts for x in part])
+    small = np.empty((len(places), height, width, 3), np.uint8)
+    for k in range(0, len(places), PART):
+        part = images[places[k : k + PART]]
+        small[k : k + PART] = [_boxed(picture, (width, height)) for picture in part]
+    return small
 
 # %% ../../nbs/audit/scores.ipynb #14168e9e
 def questions(
@@ -164,10 +166,10 @@ def questions(
 ROUND = 50  # answers that are stored together
 
 # %% ../../nbs/audit/scores.ipynb #21e7c6cc
-def _check_one_size(answers: np.ndarray, found: np.ndarray) -> None:
+def _check_one_size(answers: PicturesOnDisk, found: np.ndarray) -> None:
     "Raise ValueError for answers of another size than those before."
     before, now = (f"{x.shape[2]}×{x.shape[1]}" for x in (answers, found))
-    if before != now:
+    if len(answers) and before != now:
         raise ValueError(
             f"the suspect gave pictures of {before} and of {now} pixels: ask for one size"
         )
@@ -178,21 +180,18 @@ def kept_answers(
     suspect: Asked,
     rounds: list,  # from `questions`
     progress: bool = False,
-) -> tuple:  # (uint8 (answers, height, width, 3), the prompt of each)
+) -> tuple:  # (`PicturesOnDisk`, the prompt of each)
     """A suspect's answers, asked in parts, each kept when it is there.
 
     Raises ValueError for answers that are none; see `check_answers`. Nothing wrong is kept."""
     parts = [(p[k : k + ROUND], r) for p, r in rounds for k in range(0, len(p), ROUND)]
     texts = [text for prompts, _ in parts for text in prompts]
-    answers, first = None, 0
+    answers = PicturesOnDisk(store.root if os.access(store.root, os.W_OK) else None)
     for prompts, r in tqdm(parts, desc="answers", unit="part", disable=not progress):
         seeds = [seed_of("audit", text, r) for text in prompts]
         found = _part_of_answers(store, suspect, prompts, seeds)
-        if answers is None:
-            answers = np.empty((len(texts), *found.shape[1:]), np.uint8)
         _check_one_size(answers, found)
-        answers[first : first + len(found)] = found
-        first += len(found)
+        answers.add(found)
     check_answers(answers, texts)
     return answers, texts
 
@@ -213,7 +212,7 @@ def _part_of_answers(store, suspect, prompts, seeds) -> np.ndarray:
 # %% ../../nbs/audit/scores.ipynb #bc0fa183
 def prompts_scores(
     log: AuditLog,
-    answers: np.ndarray,  # uint8 (answers, height, width, 3), of any size
+    answers: PicturesOnDisk | np.ndarray,  # uint8 (answers, height, width, 3), of any size
     texts: list,  # the prompt of each
 ) -> np.ndarray:  # (n,); nan for pictures whose prompt was not asked
     "What each picture and the answers to its prompt have in common, whitened."
@@ -225,16 +224,25 @@ def prompts_scores(
     scores[there] = whitened_score(found, whitening(found.pictures))
     return scores
 
+# %% ../../nbs/audit/scores.ipynb #433d6b1e
+def _names_in_small(images, size) -> dict:  # name -> number of the picture
+    "What each picture is called by its pixels in small, some at a time."
+    found = {}
+    for k in range(0, len(images), PART):
+        part = in_small(images[k : k + PART], size)
+        found |= {_name(picture): k + j for j, picture in enumerate(part)}
+    return found
+
 # %% ../../nbs/audit/scores.ipynb #bfde45f8
 def check_copies(
     log: AuditLog,
-    answers: np.ndarray,  # uint8 (answers, height, width, 3), of any size
+    answers: PicturesOnDisk | np.ndarray,  # uint8 (answers, height, width, 3), of any size
     texts: list,  # the prompt of each
     names: list | None = None,  # what each is called in the message; None: its number
 ) -> None:
     "Raises ValueError for answers that are pictures of the log, pixel for pixel."
     size = log.images.shape[2:0:-1]
-    known = {_name(x): k for k, x in enumerate(in_small(log.images, size))}
+    known = _names_in_small(log.images, size)
     shown = in_small(answers, size)
     met = [known.get(_name(x)) for x in shown]
     copies = [a for a in np.flatnonzero(~_blank(shown)) if met[a] is not None]

@@ -296,6 +296,8 @@ def redrawn_log(
         if 0 < given < len(some):  # else nothing can be compared
             places.append(some)
             labels.append(np.arange(len(some)) < given)
+    if not places:  # of one account alone nothing may be unseen on both sides
+        return np.zeros(0, int), np.zeros(0, bool)
     return np.concatenate(places), np.concatenate(labels)
 
 # %% ../../nbs/lab/log_trials.ipynb #d39e821f
@@ -312,7 +314,7 @@ def before_redrawn_logs(
     trial: Trial,  # which stands before all logs
     logs: int = 20,  # how many
     draws: int = 999,  # shuffles
-) -> list:  # rows, one a log and access
+) -> list:  # rows, one a log and access; none where it saw one side of every prompt
     "The log test of a suspect before logs of which it saw nothing."
     kind = "another account" if trial.kind == "infringing" else trial.kind
     who = dict(source=trial.origin, kind=kind, rho=trial.rho, suspect=trial.k)
@@ -322,6 +324,8 @@ def before_redrawn_logs(
         rng = np.random.default_rng(seed_of("redrawn", trial.origin, recipe_name(trial.model)))
         for log in range(logs):
             places, labels = redrawn_log(there, unseen, rng)
+            if not len(places):
+                break
             verdict = log_test(score[places], labels, there.prompts[places], draws, seed=log)
             rows.append(who | dict(log=log, access=access, p=verdict.p))
     return rows

@@ -12,6 +12,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from ..data.pairs import PicturesOnDisk
 from .generators import Suspect, ask
 
 # %% ../../nbs/suspects/checks.ipynb #8602b053
@@ -32,9 +33,9 @@ def _name(picture: np.ndarray) -> bytes:
     return sha256(np.ascontiguousarray(picture)).digest()
 
 # %% ../../nbs/suspects/checks.ipynb #759b296a
-def _shared(pictures: np.ndarray, prompts: list) -> np.ndarray:  # bool (n,)
+def _shared(names: list, prompts: list) -> np.ndarray:  # bool (n,)
     "Which pictures are given to another prompt as well."
-    asked, names = {}, [_name(picture) for picture in pictures]
+    asked = {}
     for name, prompt in zip(names, prompts, strict=True):
         asked.setdefault(name, set()).add(prompt)
     return np.array([len(asked[name]) > 1 for name in names])
@@ -63,11 +64,11 @@ def _check_size(pictures: np.ndarray, size: int | None) -> None:
         )
 
 # %% ../../nbs/suspects/checks.ipynb #5a7d911d
-def _tell_seeds(pictures: np.ndarray, prompts: list, seeds: list | None) -> None:
+def _tell_seeds(names: list, prompts: list, seeds: list | None) -> None:
     "Warn of a suspect that gives a prompt one picture, whatever the seed."
     several = {}
-    for picture, prompt, seed in zip(pictures, prompts, seeds or [], strict=bool(seeds)):
-        several.setdefault(prompt, {})[seed] = _name(picture)
+    for name, prompt, seed in zip(names, prompts, seeds or [], strict=bool(seeds)):
+        several.setdefault(prompt, {})[seed] = name
     several = [by_seed for by_seed in several.values() if len(by_seed) > 1]
     if several and all(len(set(by_seed.values())) == 1 for by_seed in several):
         warnings.warn(
@@ -76,9 +77,21 @@ def _tell_seeds(pictures: np.ndarray, prompts: list, seeds: list | None) -> None
             stacklevel=3,
         )
 
+# %% ../../nbs/suspects/checks.ipynb #6eaeeb30
+def _looked_at(pictures, at_once=100) -> tuple:  # (bool (n,), bool (n,), n names)
+    "Which pictures are of one colour, which of these are black, and a name for the pixels of each."
+    blank, brightest, names = [], [], []
+    for k in range(0, len(pictures), at_once):
+        part = pictures[k : k + at_once]
+        blank.append(_blank(part))
+        brightest.append(part.reshape(len(part), -1).max(1))
+        names += [_name(picture) for picture in part]
+    blank = np.concatenate(blank)
+    return blank, blank & (np.concatenate(brightest) <= 4), names
+
 # %% ../../nbs/suspects/checks.ipynb #a2651261
 def check_answers(
-    pictures: np.ndarray,  # uint8 (n, height, width, 3)
+    pictures: PicturesOnDisk | np.ndarray,  # uint8 (n, height, width, 3)
     prompts: list,  # n texts
     seeds: list | None = None,  # n whole numbers; None: it is not said that there were any
     size: int | None = None,  # pixels a side that were asked for; None: any
@@ -89,15 +102,14 @@ def check_answers(
     if len(pictures) == 0:
         raise ValueError("the suspect gave no pictures: nothing can be said of it")
     _check_size(pictures, size)
-    blank = _blank(pictures)
-    black = blank & (pictures.reshape(len(pictures), -1).max(1) <= 4)
+    blank, black, names = _looked_at(pictures)
     _tell(black, "all black", "numbers that overflowed, or a filter")
     _tell(blank & ~black, "of one colour", "an error, or a filter")
-    shared = _shared(pictures, prompts) & ~blank
+    shared = _shared(names, prompts) & ~blank
     _tell(
         shared, "given to other prompts too", "a placeholder, or a suspect that ignores the prompt"
     )
-    _tell_seeds(pictures, prompts, seeds)
+    _tell_seeds(names, prompts, seeds)
 
 # %% ../../nbs/suspects/checks.ipynb #980c7dc3
 SAME = 2.0  # levels of 255, mean over a picture
