@@ -12,7 +12,12 @@ from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.log_trials import LogPlan, Pool, log_stages, log_trials
-from trainprove_nb.lab.size_trials import few_prompts, measure_questions, part_of_log
+from trainprove_nb.lab.size_trials import (
+    few_prompts,
+    measure_questions,
+    part_of_log,
+    scores_by_effort,
+)
 from trainprove_nb.report.long_log import (
     found_by,
     long_log_alt,
@@ -82,7 +87,8 @@ def asked_little(tmp_path_factory):
 def test_questions_are_prompts_times_answers_and_all_of_them_are_the_whole_log(asked_little):
     lab, plan, source, guilty = asked_little
     there = Pool(lab, plan, source)
-    found = measure_questions(lab, plan, source, guilty, prompts=[3, 99], parts=2, draws=99)
+    scored = scores_by_effort(lab, plan, source, guilty, there)
+    found = measure_questions(there, scored, [3, 99], parts=2, draws=99)
     assert set(found.access) == {"prompts only"} and len(found) == 2 * 2 * 2
     assert (found.questions == found.prompts * found.answers).all()
     whole = found[found.prompts == 99].groupby("answers").z.agg(np.ptp)

@@ -21,8 +21,8 @@ from trainprove_nb.lab.laundering_trials import (
     measure_accounts,
     measure_ways,
 )
-from ..lab.log_trials import LogPlan, log_stages
-from ..lab.size_trials import measure_sizes
+from ..lab.log_trials import LogPlan, Pool, log_stages
+from ..lab.size_trials import measure_sizes, scores_by_effort
 from .figures import panel_row
 from .plan import Plan
 from .sentences import came_out, tally, told, where
@@ -118,10 +118,12 @@ def _measured(plan, source) -> dict:
     ways, (wide, customers) = _trials(plan, source)
     plain = laundering_trials(plan.recipes, source, ["as it is"], asked["suspects"])
     guilty = [trial for trial in plain if trial.kind == "infringing"]
+    there = Pool(plan.lab, logs, source)
+    scored = scores_by_effort(plan.lab, logs, source, guilty, there)
     return {
         "": measure_ways(plan.lab, logs, source, ways, asked["draws"]),
         "accounts": measure_accounts(plan.lab, wide, source, customers, draws=asked["draws"]),
-        "sizes": measure_sizes(plan.lab, logs, source, guilty, asked["sizes"], asked["parts"]),
+        "sizes": measure_sizes(there, scored, asked["sizes"], logs.m, asked["parts"]),
     }
 
 # %% ../../nbs/report/laundered.ipynb #987dc136

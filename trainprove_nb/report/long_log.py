@@ -13,8 +13,8 @@ import pandas as pd
 from ..evidence.rates import proportion
 from ..lab.generator_scales import GENERATOR_SCALES
 from ..lab.knobs import Listing, count
-from ..lab.log_trials import LogPlan, log_stages, log_trials, measure_logs
-from ..lab.size_trials import measure_questions, measure_sizes
+from ..lab.log_trials import LogPlan, Pool, log_stages, log_trials, measure_logs
+from ..lab.size_trials import measure_questions, measure_sizes, scores_by_effort
 from .figures import legend_below, panel_row
 from .log_power import LOG_CHECKS, _innocent_point, _whole, power, shuffles
 from .plan import Plan, plan_experiment
@@ -77,11 +77,13 @@ def _measured(plan, source) -> dict:
     real, redrawn = measure_logs(lab, logs, source, asked["redrawn"], shuffles(asked["scale"]))
     trials = log_trials(logs.recipes, source, logs.accounts, logs.innocents)
     guilty = [trial for trial in trials if trial.kind == "infringing"]
+    there = Pool(lab, logs, source)
+    scored = scores_by_effort(lab, logs, source, guilty, there)
     return {
         "": real,
         "redrawn": redrawn,
-        "sizes": measure_sizes(lab, logs, source, guilty, asked["sizes"], asked["parts"]),
-        "questions": measure_questions(lab, logs, source, guilty, asked["prompts"], asked["parts"]),
+        "sizes": measure_sizes(there, scored, asked["sizes"], logs.m, asked["parts"]),
+        "questions": measure_questions(there, scored, asked["prompts"], asked["parts"]),
     }
 
 # %% ../../nbs/report/long_log.ipynb #c7433c68
