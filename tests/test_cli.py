@@ -250,14 +250,14 @@ def test_without_redraw_nothing_shipped_is_drawn(executed, tmp_path):
 
 def test_two_runs_in_one_folder_do_not_meet(tmp_path):
     "Their kernels have sockets of their own, and leave none behind."
-    command = [sys.executable, "-m", "trainprove_nb.cli", "figures", "claims", "--redraw", "--out"]
+    command = [sys.executable, "-m", "trainprove_nb.cli", "figures", "batchsize", "--redraw", "--out"]
     runs = [
         subprocess.Popen([*command, name], cwd=tmp_path, stdout=PIPE, stderr=STDOUT, text=True)
         for name in ("one", "other")
     ]
     told = [r.communicate(timeout=600)[0] for r in runs]
     assert [r.returncode for r in runs] == [0, 0], told
-    one, other = (tmp_path / name / "redrawn/claims/claims.csv" for name in ("one", "other"))
+    one, other = (tmp_path / n / "redrawn/batchsize/batchsize.csv" for n in ("one", "other"))
     assert one.read_bytes() == other.read_bytes()
     assert {p.name for p in tmp_path.iterdir()} == {"one", "other"}
 
