@@ -429,6 +429,8 @@ def test_pairs_show_the_best_known_pictures(case):
 def test_hopes_grow_with_the_log_and_with_the_share():
     few, many = (expected_power("weights", n).set_index("rho").chance for n in (20, 500))
     assert (many >= few).all() and few.is_monotonic_increasing
+    more = expected_power("weights", 5000).set_index("rho").chance
+    assert (more == many).all()  # nothing is promised beyond what was measured
     assert expected_power("classes", 100).empty
 
 

@@ -250,7 +250,15 @@ def test_without_redraw_nothing_shipped_is_drawn(executed, tmp_path):
 
 def test_two_runs_in_one_folder_do_not_meet(tmp_path):
     "Their kernels have sockets of their own, and leave none behind."
-    command = [sys.executable, "-m", "trainprove_nb.cli", "figures", "batchsize", "--redraw", "--out"]
+    command = [
+        sys.executable,
+        "-m",
+        "trainprove_nb.cli",
+        "figures",
+        "batchsize",
+        "--redraw",
+        "--out",
+    ]
     runs = [
         subprocess.Popen([*command, name], cwd=tmp_path, stdout=PIPE, stderr=STDOUT, text=True)
         for name in ("one", "other")

@@ -179,10 +179,10 @@ def expected_power(
     released: int,  # pictures in the log
     level: float = 0.05,
 ) -> pd.DataFrame:  # columns rho, chance; empty where the lab has no such suspects
-    "Chance to find an infringer, as the mini lab suggests: an estimate."
+    "Chance to find an infringer, as the mini lab suggests: an estimate. Logs beyond the lab's get no more."
     _, tables, _ = read_results(shipped_results("release"), "release")
     rows = where(tables[""], kind="infringing", access=IN_THE_LAB.get(access, access))
-    z = rows.z * np.sqrt(released / rows.released)
+    z = rows.z * np.sqrt(np.minimum(released / rows.released, 1))
     chances = pd.DataFrame({"rho": rows.rho, "chance": norm.sf(norm.isf(level) - z)})
     return chances.groupby("rho", as_index=False).chance.mean()
 
