@@ -174,8 +174,9 @@ def test_the_page_says_what_is_enough_and_what_is_not():
     }
     about = dict(scale="mini", sources=["s"], accounts=2)
     told = long_log_sentences(tables, about).data
-    assert "0.50 (0.01–0.99) at ρ = 0.3, of 2 infringers" in told and "4,990 released" in told
-    assert "**Pictures** of the log that are enough nine times of ten: 5,000 at 3 a prompt." in told
-    assert "not with 1,000 (0.85 (" in told
+    assert "of 4,990 released pictures: of 2 infringers" in told
+    assert "0.50 (0.01–0.99) at ρ = 0.3" in told
+    assert "enough nine times of ten: 5,000 with 3 answers a prompt." in told
+    assert "not 1,000 with 3 answers a prompt (0.85 (" in told
     seen = long_log_alt(tables)
     assert "from 0.30 at 50 released pictures to 0.95 at 5,000" in seen

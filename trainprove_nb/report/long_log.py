@@ -158,24 +158,22 @@ def _enough(rates, share=0.9) -> str:
     "The least that finds so many, for each number of answers; or what all of it finds."
     texts = []
     for answers, row in rates.iterrows():
+        asked = f"with {answers} answer{'s' * (answers != 1)} a prompt"
         much = [size for size, rate in row.items() if rate.value >= share]
-        most = f"not with {row.index[-1]:,} ({row.iloc[-1]})"
-        texts.append(f"{f'{much[0]:,}' if much else most} at {answers} a prompt")
-    return ", ".join(texts)
+        most = f"not {row.index[-1]:,} {asked} ({row.iloc[-1]} found)"
+        texts.append(f"{much[0]:,} {asked}" if much else most)
+    return "; ".join(texts)
 
 # %% ../../nbs/report/long_log.ipynb #5f1e135d
 def _whole_log_point(table):
     "Who is found before the whole log, and where infringers stand."
     asked = where(table, access="prompts only")
-    guilty = where(asked, kind="infringing")
-    own = ", ".join(
-        f"{rate} at ρ = {rho:g}" for rho, rate in power(asked).loc["prompts only"].items()
-    )
-    least, mean = guilty.z.min(), guilty.z.mean()
+    guilty, rates = where(asked, kind="infringing"), power(asked).loc["prompts only"]
+    own = ", ".join(f"{rate} at ρ = {rho:g}" for rho, rate in rates.items())
     return (
-        f"**The whole log** ({guilty.released.min():,} released pictures at least): found at level .01: {own}, "
-        f"of {len(guilty)} infringers. They stand {mean:.1f} standard deviations out in the mean, "
-        f"the least of them {least:.1f}."
+        f"**The whole log** of {guilty.released.max():,} released pictures: of {len(guilty)} infringers "
+        f"there are found at level .01: {own}. They stand {guilty.z.mean():.1f} standard deviations out "
+        f"in the mean, the least of them {guilty.z.min():.1f}."
     )
 
 # %% ../../nbs/report/long_log.ipynb #117452a1
