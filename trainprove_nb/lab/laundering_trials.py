@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import product
 
 import pandas as pd
+from tqdm import tqdm
 
 from ..evidence.accounts import accused_accounts
 from ..evidence.denoising import denoising_score
@@ -111,7 +112,7 @@ def measure_ways(
 ) -> pd.DataFrame:  # a row a suspect, log and access: those of `before_log`, and the way
     "Every suspect of every way before the logs that it stands before."
     there, rows = Pool(lab, plan, source), []
-    for trial in trials:
+    for trial in tqdm(trials, desc=f"{source.name} before logs", unit="suspect", delay=10):
         scores = picture_scores(lab, plan, source, trial, there)
         scores |= washed_alike(lab, plan, source, trial, there)
         for account in stands_before(plan, trial):
@@ -142,7 +143,7 @@ def measure_accounts(
 ) -> pd.DataFrame:  # columns source, rho, suspect (its account), account, p, adjusted, accused
     "Whom each suspect's p-values accuse, of all accounts, by open weights."
     there, tables = Pool(lab, plan, source), []
-    for trial in trials:
+    for trial in tqdm(trials, desc="before all accounts", unit="suspect", delay=10):
         scores = picture_scores(lab, plan, source, trial, there)
         p_values = {
             k: before_log(there, scores, trial, k, draws)[0]["p"] for k in range(plan.accounts)

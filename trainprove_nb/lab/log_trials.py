@@ -12,6 +12,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from ..evidence.denoising import denoising_score
 from ..evidence.log_test import log_test
@@ -341,7 +342,8 @@ def measure_logs(
     "Every suspect of a source before the logs that it stands before."
     there = Pool(lab, plan, source)
     real, possible = [], []
-    for trial in log_trials(plan.recipes, source, plan.accounts, plan.innocents):
+    trials = log_trials(plan.recipes, source, plan.accounts, plan.innocents)
+    for trial in tqdm(trials, desc=f"{source.name} before logs", unit="suspect", delay=10):
         scores, accounts = (
             picture_scores(lab, plan, source, trial, there),
             stands_before(plan, trial),

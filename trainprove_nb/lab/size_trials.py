@@ -11,6 +11,7 @@ from itertools import product
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from ..evidence.log_test import log_test
 from .engine import Lab
@@ -66,7 +67,8 @@ def scores_by_effort(
     there: Pool,  # of the source
 ) -> list:  # of (trial, {(access, answers to each caption): (n,) scores})
     "How well each suspect knows each picture, by every access and effort."
-    return [(trial, _scores_by_effort(lab, plan, source, trial, there)) for trial in trials]
+    bar = tqdm(trials, desc=f"{source.name}, by answers", unit="suspect", delay=10)
+    return [(trial, _scores_by_effort(lab, plan, source, trial, there)) for trial in bar]
 
 # %% ../../nbs/lab/size_trials.ipynb #f791f5a2
 def _before_part(there, scores, places, labels, draws, part, **what):
@@ -89,7 +91,7 @@ def measure_sizes(
 ) -> pd.DataFrame:  # columns source, rho, suspect, access, answers, pictures, m, part, z, p
     "The log test of suspects before random parts of their own logs."
     rows = []
-    for trial, scores in scored:
+    for trial, scores in tqdm(scored, desc="parts of logs", unit="suspect", delay=10):
         who = dict(source=trial.origin, rho=trial.rho, suspect=trial.k)
         for size, each, part in product(sizes, range(1, m + 1), range(parts)):
             rng = np.random.default_rng(seed_of("part", trial.k, size, each, part))
@@ -122,7 +124,7 @@ def measure_questions(
 ) -> pd.DataFrame:  # columns source, rho, suspect, access, answers, prompts, part, z, p, questions
     "The log test of suspects that were asked only some of a log's prompts, each `answers` times."
     rows = []
-    for trial, scores in scored:
+    for trial, scores in tqdm(scored, desc="some prompts", unit="suspect", delay=10):
         who = dict(source=trial.origin, rho=trial.rho, suspect=trial.k)
         asked = {effort: score for effort, score in scores.items() if effort[1]}
         for number, part in product(prompts, range(parts)):
