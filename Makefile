@@ -15,7 +15,7 @@ trainprove_nb: was a generative model trained on another model's images?
 
   make audit      make two cases of which the truth is known, audit them, and write their reports
   make figures    run the experiment notebooks and draw their figures
-  make test       check the code with ruff, then run the tests, JOBS files at a time
+  make test       check the code with ruff, then run the tests, JOBS + 1 files at a time
   make lint       check the code with ruff
   make benchmark  what the package adds to its models' bare work; with SCRIPT=, beside diffusers' own script
   make docs       build the documentation pages in _docs/ (no Quarto needed)
@@ -65,8 +65,9 @@ lint: venv
 	@.venv/bin/ruff check --quiet
 	@.venv/bin/ruff format --quiet --check
 
+# One more than JOBS: a file that waits for a service, or for a program that it started, leaves a core idle
 test: lint
-	.venv/bin/python -m pytest tests -n '$(JOBS)' --dist loadscope
+	.venv/bin/python -m pytest tests -n "$$(( $(JOBS) + 1 ))" --dist loadscope
 
 benchmark: venv
 	.venv/bin/python tools/benchmark.py
