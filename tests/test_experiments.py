@@ -75,6 +75,12 @@ OTHERS = {
         "prompts": ([], "prompts = ", "at least 1"),
         "rhos": ([0], "rhos", "above 0"),
     },
+    "rivals": {
+        "repeats": (0, "repeats = 0", "whole number"),
+        "m": (0, "m = 0", "whole number"),
+        "rhos": ([0], "rhos", "above 0"),
+        "sources": (["mini-v3"], "'mini-v3'", "choose"),
+    },
     "fair_table1": {
         "discriminators": (["luck"], "'luck'", "choose"),
         "shadows": (0, "shadows = 0", "at least 1"),
@@ -182,6 +188,7 @@ EXPERIMENTS = {
     "hard": ["innocents.png", "base.svg", "overlap.png", "leak.png", "length.png", "hard.csv"],
     "release": ["release.png", "release_innocence.svg", "release.csv", "release_redrawn.csv"],
     "long_log": ["long_log.png", "long_log_sizes.csv", "long_log_questions.csv"],
+    "rivals": ["rivals.png", "rivals.csv", "rivals_rivals.csv"],
     "table1": ["table1.png", "table1.csv"],
     "fair_table1": ["fair_table1.png", "fair_table1_accused.csv"],
     "table2": ["table2.svg", "table2.csv"],
@@ -245,6 +252,7 @@ SHORTER = {  # what takes minutes
     "release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2},
     "release_classifiers": {"rhos": [1], "redrawn": 2},
     "long_log": {"accounts": 1, "repeats": 2, "redrawn": 1, "parts": 1},
+    "rivals": {"rhos": [1], "accounts": 1, "repeats": 1},
 }
 
 

@@ -12,7 +12,7 @@ from trainprove_nb.evidence.matching import Differences
 from trainprove_nb.evidence.rivals import cdi_test
 from trainprove_nb.lab.rival_trials import answer_distances, conf_of_each, swapped
 from trainprove_nb.report.results import read_results, shipped_results
-from trainprove_nb.report.rivals import rank_conf, rivals_sentence, side_by_side
+from trainprove_nb.report.rivals import rank_scores, rivals_sentence, side_by_side
 
 RNG = np.random.default_rng(5)
 
@@ -85,8 +85,9 @@ def test_delta0_is_set_without_the_model_that_is_judged():
     assert np.isnan(conf_of_each(near[:1], innocent[:1])).all()
 
 
-def rows(source, kind, confs, rho=0.0):
-    return [dict(source=source, kind=kind, rho=rho, access="conf", conf=c, p=np.nan) for c in confs]
+def rows(source, kind, scores, rho=0.0, access="conf"):
+    who = dict(source=source, kind=kind, rho=rho, access=access)
+    return [who | dict(score=score, p=np.nan) for score in scores]
 
 
 def test_conf_is_ranked_among_the_innocents_of_other_sources():
@@ -97,12 +98,20 @@ def test_conf_is_ranked_among_the_innocents_of_other_sources():
         *rows("b", "infringing", [0.95], 1.0),
     ]
     table += [
-        dict(source="a", kind="same data", rho=0.0, access="CDI's recipe", conf=np.nan, p=0.3)
+        dict(source="a", kind="same data", rho=0.0, access="CDI's recipe", score=np.nan, p=0.3)
     ]
-    found = rank_conf(pd.DataFrame(table))
+    found = rank_scores(pd.DataFrame(table))
     assert found.p.tolist() == pytest.approx([3 / 4, 1 / 4, 1, 1, 1, 1 / 2, 0.3])
-    alone = rank_conf(pd.DataFrame(rows("a", "same data", [0.2, 0.3])))
+    alone = rank_scores(pd.DataFrame(rows("a", "same data", [0.2, 0.3])))
     assert alone.p.isna().all()
+
+
+def test_who_learnt_from_the_source_is_no_innocent_to_be_ranked_among():
+    table = rows("a", "infringing", [0.5], 1.0) + rows("b", "same data", [0.1, 0.2])
+    before = rank_scores(pd.DataFrame(table)).p[0]
+    table += rows("b", "another account", [0.9] * 7, 1.0)
+    table += rows("b", "same data", [0.9] * 7, access="discriminator, images")
+    assert rank_scores(pd.DataFrame(table)).p[0] == before == 1 / 3
 
 
 def test_the_shipped_table_counts_its_rows():
@@ -111,9 +120,13 @@ def test_the_shipped_table_counts_its_rows():
     cdi = tables["rivals"][tables["rivals"].access == "CDI's recipe"]
     guilty = cdi[(cdi.kind == "infringing") & (cdi.rho == 0.5)]
     assert found.loc["CDI's recipe", 0.5].value == (guilty.p <= 0.01).mean()
-    innocent = cdi[cdi.kind != "infringing"]
-    told = f"{(innocent.p <= 0.01).sum()} of {len(innocent)}"
-    assert found.loc["CDI's recipe", "innocents accused"] == told
+    others = cdi.kind == "another account"
+    for rows_of, column in (
+        (cdi[~others & (cdi.kind != "infringing")], "innocents accused"),
+        (cdi[others], "other customers named"),
+    ):
+        told = f"{(rows_of.p <= 0.01).sum()} of {len(rows_of)}"
+        assert found.loc["CDI's recipe", column] == told
     asked = cdi[["source", "account", "kind", "rho", "suspect"]]
     ours = tables[""][tables[""].access == "open weights"][asked.columns]
     both = [t.sort_values(list(t)).reset_index(drop=True) for t in (asked, ours)]

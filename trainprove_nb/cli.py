@@ -33,6 +33,7 @@ ORDER = (
     "release",
     "laundering",
     "long_log",
+    "rivals",
     "release_classifiers",
     "audits",
     "table1",

@@ -43,6 +43,7 @@ from trainprove_nb.report import (
     naming_power,
     open_set,
     ranges,
+    rivals,
     statistical,
 )
 from .classifier_plan import plan_classifiers
@@ -102,6 +103,7 @@ EXPERIMENTS = {  # name -> (plan(asked, lab, out), what is done with the plan)
         [laundered.measure_laundering],
     ),
     "long_log": (long_log.plan_long_log, [long_log.measure_long_log]),
+    "rivals": (rivals.plan_rivals, [rivals.measure_side_by_side]),
     "release_classifiers": (plan_named_logs, [naming_power.measure_naming_power]),
     "table1": (
         partial(

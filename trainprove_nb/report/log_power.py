@@ -45,12 +45,19 @@ def _log_plan(plan) -> LogPlan:
     knobs = ("accounts", "m", "repeats", "restored", "innocents")
     return LogPlan(plan.recipes, **{name: plan.parameters[name] for name in knobs})
 
+# %% ../../nbs/report/log_power.ipynb #6112bb84
+def _answers_alone(plan) -> LogPlan:
+    "Logs of which answers alone are asked."
+    knobs = ("accounts", "m", "repeats", "innocents")
+    asked = {name: plan.parameters[name] for name in knobs}
+    return LogPlan(plan.recipes, denoised=0, restored=0, **asked)
+
 # %% ../../nbs/report/log_power.ipynb #ac429fbb
-def _stages_of_all(plan):
-    "The stages of all sources, joined by name."
+def _joined(each):
+    "The stages of several sources, joined by name."
     joined = {}
-    for source in plan.sources:
-        for stage, wanted in log_stages(_log_plan(plan), source).items():
+    for stages in each:
+        for stage, wanted in stages.items():
             joined.setdefault(stage, []).extend(wanted)
     return joined
 
@@ -70,10 +77,11 @@ def measure_log_power(
     dict
 ):  # tables: "" (a row a suspect, log and access), `redrawn` (logs that might have been), `rivals`
     "Make all models, ask them, and put each before all logs of its source."
-    for _ in plan.lab.build_stages(_stages_of_all(plan), jobs, backend):
+    logs, again = _log_plan(plan), plan.parameters["redrawn"]
+    stages = _joined(log_stages(logs, source) for source in plan.sources)
+    for _ in plan.lab.build_stages(stages, jobs, backend):
         pass
     draws = shuffles(plan.parameters["scale"])
-    logs, again = _log_plan(plan), plan.parameters["redrawn"]
     found = [
         (
             *measure_logs(plan.lab, logs, source, again, draws),

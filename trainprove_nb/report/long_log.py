@@ -13,10 +13,17 @@ import pandas as pd
 from ..evidence.rates import proportion
 from ..lab.generator_scales import GENERATOR_SCALES
 from ..lab.knobs import Listing, count
-from ..lab.log_trials import LogPlan, Pool, log_stages, log_trials, measure_logs
+from ..lab.log_trials import Pool, log_stages, log_trials, measure_logs
 from ..lab.size_trials import measure_questions, measure_sizes, scores_by_effort
 from .figures import legend_below, panel_row
-from .log_power import LOG_CHECKS, _innocent_point, _whole, power, shuffles
+from trainprove_nb.report.log_power import (
+    LOG_CHECKS,
+    _answers_alone,
+    _innocent_point,
+    _whole,
+    power,
+    shuffles,
+)
 from .plan import Plan, plan_experiment
 from .sentences import came_out, told, where
 
@@ -63,17 +70,10 @@ def plan_long_log(
     asked = {**asked, "knobs": knobs}
     return plan_experiment("long_log", asked, lab, out, redraw, LONG_LOG_CHECKS)
 
-# %% ../../nbs/report/long_log.ipynb #f99c2924
-def _log_plan(plan) -> LogPlan:
-    "Logs of which answers alone are asked."
-    knobs = ("accounts", "m", "repeats", "innocents")
-    asked = {name: plan.parameters[name] for name in knobs}
-    return LogPlan(plan.recipes, denoised=0, restored=0, **asked)
-
 # %% ../../nbs/report/long_log.ipynb #61a55b62
 def _measured(plan, source) -> dict:
     "The tables of one source."
-    lab, logs, asked = plan.lab, _log_plan(plan), plan.parameters
+    lab, logs, asked = plan.lab, _answers_alone(plan), plan.parameters
     real, redrawn = measure_logs(lab, logs, source, asked["redrawn"], shuffles(asked["scale"]))
     trials = log_trials(logs.recipes, source, logs.accounts, logs.innocents)
     guilty = [trial for trial in trials if trial.kind == "infringing"]
@@ -94,7 +94,7 @@ def measure_long_log(
 ) -> dict:  # tables: "" (a row a suspect, log and access), `redrawn`, `sizes`, `questions`
     "Make all models, ask them, and put each before the logs and before parts of its own."
     for source in plan.sources:
-        for _ in plan.lab.build_stages(log_stages(_log_plan(plan), source), jobs, backend):
+        for _ in plan.lab.build_stages(log_stages(_answers_alone(plan), source), jobs, backend):
             pass
     found = [_measured(plan, source) for source in plan.sources]
     return {name: pd.concat([t[name] for t in found], ignore_index=True) for name in found[0]}

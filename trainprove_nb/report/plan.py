@@ -175,6 +175,7 @@ TABLES = {
     "release": ("redrawn", "rivals"),
     "laundering": ("accounts", "sizes"),
     "long_log": ("redrawn", "sizes", "questions"),
+    "rivals": ("rivals",),
     "release_classifiers": ("redrawn",),
     "trainprove": ("ablations",),
     "fair_trainprove": ("ablations",),
