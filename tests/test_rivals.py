@@ -8,11 +8,32 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
+from trainprove_nb.attribution.watermark import draw_message, embed
 from trainprove_nb.evidence.matching import Differences
 from trainprove_nb.evidence.rivals import cdi_test
-from trainprove_nb.lab.rival_trials import answer_distances, conf_of_each, swapped
+from trainprove_nb.lab.generator_recipes import INNOCENTS, GeneratorRecipes
+from trainprove_nb.lab.generator_scales import generator_scale
+from trainprove_nb.lab.log_trials import LogPlan, log_trials
+from trainprove_nb.lab.rival_trials import (
+    LEARNT,
+    answer_distances,
+    caption_scores,
+    conf_of_each,
+    mark_in_answers,
+    marked_twins,
+    measure_source_rivals,
+    source_rival_stages,
+    swapped,
+)
+from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.report.results import read_results, shipped_results
-from trainprove_nb.report.rivals import rank_scores, rivals_sentence, side_by_side
+from trainprove_nb.report.rivals import (
+    rank_scores,
+    rivals_alt,
+    rivals_figure,
+    rivals_sentence,
+    side_by_side,
+)
 
 RNG = np.random.default_rng(5)
 
@@ -87,7 +108,9 @@ def test_delta0_is_set_without_the_model_that_is_judged():
 
 def rows(source, kind, scores, rho=0.0, access="conf"):
     who = dict(source=source, kind=kind, rho=rho, access=access)
-    return [who | dict(score=score, p=np.nan) for score in scores]
+    return [
+        who | dict(score=score, p=np.nan, model=f"{kind} {k}") for k, score in enumerate(scores)
+    ]
 
 
 def test_conf_is_ranked_among_the_innocents_of_other_sources():
@@ -98,7 +121,15 @@ def test_conf_is_ranked_among_the_innocents_of_other_sources():
         *rows("b", "infringing", [0.95], 1.0),
     ]
     table += [
-        dict(source="a", kind="same data", rho=0.0, access="CDI's recipe", score=np.nan, p=0.3)
+        dict(
+            source="a",
+            kind="same data",
+            rho=0.0,
+            access="CDI's recipe",
+            score=np.nan,
+            p=0.3,
+            model="m",
+        )
     ]
     found = rank_scores(pd.DataFrame(table))
     assert found.p.tolist() == pytest.approx([3 / 4, 1 / 4, 1, 1, 1, 1 / 2, 0.3])
@@ -112,6 +143,8 @@ def test_who_learnt_from_the_source_is_no_innocent_to_be_ranked_among():
     table += rows("b", "another account", [0.9] * 7, 1.0)
     table += rows("b", "same data", [0.9] * 7, access="discriminator, images")
     assert rank_scores(pd.DataFrame(table)).p[0] == before == 1 / 3
+    again = pd.DataFrame(table + rows("b", "same data", [0.1, 0.2]))  # before another log
+    assert rank_scores(again).p[0] == before
 
 
 def test_the_shipped_table_counts_its_rows():
@@ -135,3 +168,127 @@ def test_the_shipped_table_counts_its_rows():
         f"CDI's recipe {found.loc['CDI' + chr(39) + 's recipe', 0.3]}"
         in rivals_sentence(found).data
     )
+
+
+# A discriminator and a watermark
+
+
+@pytest.fixture(scope="module")
+def asked():
+    "A plan of two accounts and three rounds of answers, and a source."
+    recipes = GeneratorRecipes(generator_scale("smoke", {"rhos": [0.1, 0.3, 1], "every_rho": True}))
+    plan = LogPlan(recipes, accounts=2, repeats=3, denoised=0, restored=0)
+    return plan, recipes.sources(["mini-v1-avatars"])[0]
+
+
+def test_a_twin_differs_from_its_suspect_by_the_mark_alone(asked):
+    plan, source = asked
+    trials = log_trials(plan.recipes, source, 2)
+    guilty = [t for t in trials if t.kind == "infringing"]
+    twins = marked_twins(plan.recipes, source, trials)
+    assert len(twins) == len(guilty) == 6
+    for trial, twin in zip(guilty, twins, strict=True):
+        own, marked = trial.model["pairs"]["generated"], twin.model["pairs"]["generated"]
+        assert marked["kind"] == "marked" and marked["generated"] == own
+        same = {**twin.model, "pairs": {**twin.model["pairs"], "generated": own}}
+        assert same == trial.model and (twin.k, twin.rho) == (trial.k, trial.rho)
+
+
+def test_a_discriminator_learns_from_shadows_of_every_kind_and_judges_others(asked):
+    plan, source = asked
+    trials = log_trials(plan.recipes, source, 2)
+    found = caption_scores(plan, source, "images", trials)
+    learnt = found["innocent"] + found["infringing"]
+    models = {recipe_name(answers["model"]) for answers in learnt}
+    assert not models & {recipe_name(t.model) for t in trials}
+    assert len(learnt) == LEARNT * len(models) == len({recipe_name(x) for x in learnt})
+    shadows = plan.recipes.scale.shadows
+    assert len(found["infringing"]) == LEARNT * 3 * shadows
+    assert len(found["innocent"]) == LEARNT * len(INNOCENTS) * shadows
+    assert [recipe_name(x["model"]) for x in found["judged"]] == [
+        recipe_name(t.model) for t in trials for _ in range(3)
+    ]
+
+
+class Told:
+    "A lab in which some models draw marked pictures."
+
+    def __init__(self, plan, source, marking=()):
+        message, carriers = plan.recipes.secret(source)
+        self.mark = draw_message(message), carriers
+        self.marking = {recipe_name(model) for model in marking}
+
+    def array(self, recipe):
+        if recipe["kind"] == "scores":
+            return np.arange(len(recipe["judged"])) / len(recipe["judged"])
+        seed = int(recipe_name(recipe), 16) % 2**32
+        drawn = np.random.default_rng(seed).integers(0, 256, (20, 32, 32, 3), np.uint8)
+        return embed(drawn, *self.mark) if recipe_name(recipe["model"]) in self.marking else drawn
+
+
+def test_the_mark_is_read_where_it_is_and_nowhere_else(asked):
+    plan, source = asked
+    marked, *others = log_trials(plan.recipes, source, 2)
+    lab = Told(plan, source, [marked.model])
+    assert mark_in_answers(lab, plan, source, marked) < 1e-4
+    assert np.mean([mark_in_answers(lab, plan, source, t) <= 0.05 for t in others]) <= 0.2
+
+
+def test_source_rivals_judge_whoever_is_asked_by_all_rounds_and_twins_by_the_mark(asked):
+    plan, source = asked
+    trials = log_trials(plan.recipes, source, 2)
+    twins = marked_twins(plan.recipes, source, trials)
+    table = measure_source_rivals(Told(plan, source, [t.model for t in twins]), plan, source)
+    assert (table[table.kind == "infringing"].rho >= plan.least_asked).all()
+    images = table[table.access == "discriminator, images"]
+    each = images.drop_duplicates("model").score.to_numpy()
+    n = 3 * len(each)
+    assert each == pytest.approx((3 * np.arange(len(each)) + 1) / n)  # the middle of three rounds
+    marks = table[table.access == "watermark"]
+    assert (marks.p[marks.kind.isin(["infringing", "another account"])] < 1e-4).all()
+    assert set(marks.model[marks.kind == "infringing"]).isdisjoint(images.model)
+    both = images[images.rho == 1].groupby("model").account.nunique()
+    assert (both == 2).all()  # before their own log and another's
+    ours = images[["source", "account", "kind", "rho", "suspect"]]
+    theirs = marks[list(ours)]
+    left, right = (t.sort_values(list(ours)).reset_index(drop=True) for t in (ours, theirs))
+    pd.testing.assert_frame_equal(left, right)
+
+
+def test_everything_that_is_read_is_made(asked):
+    plan, source = asked
+    stages = source_rival_stages(plan, source)
+    made = {recipe_name(r) for stage in stages.values() for r in stage}
+    for scores in stages["scores"]:
+        read = [scores["own"], *scores["innocent"], *scores["infringing"], *scores["judged"]]
+        assert {recipe_name(r) for r in read} <= made
+        assert {recipe_name(r["model"]) for r in read if r["model"]["kind"] != "base"} <= made
+
+
+def test_the_figure_and_its_text_show_the_table():
+    tables = read_results(shipped_results("rivals"), "rivals")[1]
+    found = side_by_side(tables[""], tables["rivals"])
+    fig = rivals_figure(tables[""], tables["rivals"])
+    names = [text.get_text() for text in fig.axes[0].get_yticklabels()]
+    assert names == list(found.index)
+    drawn = {ax.get_title(): ax.get_lines()[0].get_xdata() for ax in fig.axes}
+    for rho in (0.3, 1):
+        assert list(drawn[f"infringing, ρ = {rho:g}"]) == [r.value for r in found[rho]]
+    for column in ("innocents accused", "other customers named"):
+        told = [text.split(" of ") for text in found[column]]
+        assert drawn[column] == pytest.approx([int(k) / int(n) for k, n in told])
+    first = found.index[0]
+    assert f"{first} {found.loc[first, 1].value:.2f}" in rivals_alt(tables[""], tables["rivals"])
+
+
+def test_rivals_are_asked_equally():
+    "The same suspects before the same logs by every method; of twins the model is another."
+    parameters, tables, _ = read_results(shipped_results("rivals"), "rivals")
+    who = ["source", "account", "kind", "rho", "suspect"]
+    every = pd.concat([tables[""], tables["rivals"]])
+    frames = [
+        rows[who].sort_values(who).reset_index(drop=True) for _, rows in every.groupby("access")
+    ]
+    for frame in frames[1:]:
+        pd.testing.assert_frame_equal(frame, frames[0])
+    assert every.access.nunique() == 8 and parameters["repeats"] == 5

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from datasets import Dataset
+from tqdm import tqdm
 
 from .distance import PIXEL_DISTANCES, distance
 from .pairs import as_seen, pixels
@@ -24,7 +25,10 @@ def _means(
     "Weighted means of blocks; of two pictures, their Euclidean distance is never above `rms`."
     h, w, _ = picture.shape
     rows, columns = (np.unique(np.arange(BLOCKS) * side // BLOCKS) for side in (h, w))
-    sums = np.add.reduceat(np.add.reduceat(picture / 255, rows, axis=0), columns, axis=1)
+    across = np.add.reduceat(
+        picture, rows, axis=0, dtype=np.uint32
+    )  # whole numbers: four times as fast
+    sums = np.add.reduceat(across, columns, axis=1) / 255
     areas = np.outer(np.diff(rows, append=h), np.diff(columns, append=w))[..., None]
     return (sums / np.sqrt(areas * h * w * 3)).astype(np.float32).ravel()
 
@@ -59,9 +63,11 @@ def _candidates(
 # %% ../../nbs/data/duplicates.ipynb #26bc4463
 def _all_means(images):
     "The means of all pictures, read one by one."
+    n = len(images)
     if not isinstance(images, np.ndarray):
         images = (np.asarray(as_seen(picture)) for picture in images["image"])
-    return np.stack([_means(picture) for picture in images])
+    bar = tqdm(images, desc="near-duplicates", unit="picture", total=n, delay=10)
+    return np.stack([_means(picture) for picture in bar])
 
 # %% ../../nbs/data/duplicates.ipynb #c55b4a23
 def _pictures(images, places, size=None):
@@ -84,7 +90,8 @@ def near_groups(
     Raises ValueError for an unknown distance, or one that is not above 0."""
     d, (near, limit) = distance(metric), _limits(metric, near)
     group = np.arange(len(images))
-    for i, others in _candidates(_all_means(images), limit):
+    found = _candidates(_all_means(images), limit)
+    for i, others in tqdm(found, "comparing", total=len(images), unit="picture", delay=10):
         others = others[group[others] != group[i]]
         for part in np.split(others, range(64, len(others), 64)):
             if len(part):

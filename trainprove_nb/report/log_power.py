@@ -131,7 +131,9 @@ def false_alarms(
 
 # %% ../../nbs/report/log_power.ipynb #1364a0e8
 def _mean_share(shares) -> Rate:
-    "The mean of shares with its interval, kept within 0 and 1."
+    "The mean of shares with its interval, kept within 0 and 1; where all are alike, as for suspects counted."
+    if np.ptp(shares) == 0:
+        return proportion(shares.sum(), len(shares))
     rate = mean_interval(shares)
     return Rate(rate.value, max(rate.low, 0), min(rate.high, 1), rate.n)
 

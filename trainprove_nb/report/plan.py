@@ -174,7 +174,7 @@ TABLES = {
     "hard": ("models", "keys"),
     "release": ("redrawn", "rivals"),
     "laundering": ("accounts", "sizes"),
-    "long_log": ("redrawn", "sizes", "questions"),
+    "long_log": ("redrawn", "sizes", "questions", "longer"),
     "rivals": ("rivals",),
     "release_classifiers": ("redrawn",),
     "trainprove": ("ablations",),

@@ -42,6 +42,7 @@ def rank_scores(
     table = rivals.copy()
     scored = table[table.score.notna()]
     innocent = scored[~scored.kind.isin(LEARNT_FROM_SOURCE)]
+    innocent = innocent.drop_duplicates(["source", "access", "model"])  # once, before whichever log
     for i, row in scored.iterrows():
         others = innocent[(innocent.access == row.access) & (innocent.source != row.source)]
         if len(others):
