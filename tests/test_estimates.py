@@ -196,8 +196,22 @@ def test_a_plan_begins_nothing(tmp_path, monkeypatch):
     assert code == 0, told
     assert re.search(r"model: \d+ missing of \d+ \(\d+ × one step", told)
     assert "with 2 workers" in told and "GB in all" in told and list(tmp_path.iterdir()) == []
+    assert "All of them" not in told
     code, told = call("figures", "claims", "--plan")
     assert code == 0 and "claims: no estimate" in told
+
+
+def test_a_plan_of_several_figures_ends_with_what_all_of_them_take():
+    few = "--plan", "-s", "sources=[mini-v1-avatars]", "--scale", "smoke"
+    code, told = call("figures", "fig6", "table1", *few)
+    assert code == 0, told
+    of = re.findall(r"0 of (\d+) artifacts", told)
+    one, other, both = map(int, of)
+    assert max(one, other) < both < one + other  # what they share is counted once
+    assert told.index("table1 at scale") < told.index("All of them, what they share")
+    asked = {"scale": "smoke", "sources": ["mini-v1-avatars"]}
+    recipes = [r for name in ("fig6", "table1") for r in needed(name, **asked)]
+    assert both == len({recipe_name(r) for r in recipes})
 
 
 def test_status_without_a_lab_and_with_one(tmp_path):

@@ -318,30 +318,36 @@ def _needed(name, notebook, given):
         raise Wrong(str(e)) from None
 
 # %% ../nbs/cli.ipynb #0836ea2d
-def _tell_estimate(name, notebook, given, seconds):
-    "Say what an experiment needs, of which `given` are the parameters that were set."
-    from trainprove_nb.report.estimates import EXPERIMENTS, estimate
+def _tell_estimate(title, recipes, given, seconds, counts=True):
+    "Say what it takes to make some artifacts, where scale, lab and jobs are `given`."
+    from trainprove_nb.report.estimates import estimate
 
-    if name not in EXPERIMENTS:
-        return click.echo(
-            f"{name}: no estimate (it reads results, or what it makes shows only as it runs)"
-        )
-    recipes = _needed(name, notebook, given)
     try:
         found = estimate(recipes, given["scale"], given["lab"], given["jobs"], seconds)
     except (ValueError, OSError) as e:
         raise Wrong(str(e)) from None
-    click.echo(f"{name} at scale {given['scale']}:")
-    for line in [*found.counts(), *found.sentences()]:
+    click.echo(f"{title} at scale {given['scale']}:")
+    for line in [*(found.counts() if counts else ()), *found.sentences()]:
         click.echo(f"  {line}")
 
 # %% ../nbs/cli.ipynb #16907693
 def _tell_estimates(names, scale, jobs, lab, settings, seconds):
-    "Say what several experiments need; each as if it were the only one."
+    "Say what several experiments need; each as if it were the only one, then all of them."
+    from trainprove_nb.report.estimates import EXPERIMENTS
+    from trainprove_nb.report.ready import once
+
     known, wanted = experiments(), _wanted(names, settings, jobs)
-    of_all = {"scale": scale, "jobs": jobs, "lab": str(lab.resolve())}
+    of_all, together = {"scale": scale, "jobs": jobs, "lab": str(lab.resolve())}, []
     for name, given in wanted.items():
-        _tell_estimate(name, known[name], {**of_all, **given}, seconds)
+        if name not in EXPERIMENTS:
+            click.echo(f"{name}: no estimate (it reads results, or what it makes shows only as it runs)")
+            continue
+        recipes = _needed(name, known[name], {**of_all, **given})
+        _tell_estimate(name, recipes, {**of_all, **given}, seconds)
+        together += recipes
+    if len(wanted) > 1 and together:
+        title = "All of them, what they share counted once,"
+        _tell_estimate(title, once(together), of_all, seconds, counts=False)
 
 # %% ../nbs/cli.ipynb #7027951e
 @main.command()

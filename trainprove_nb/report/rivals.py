@@ -54,14 +54,15 @@ def side_by_side(
     table: pd.DataFrame,  # of the log test: a row a suspect, log and access
     rivals: pd.DataFrame,  # of `measure_rivals` and `measure_source_rivals`
     level: float = 0.05,
-) -> (
-    pd.DataFrame
-):  # index: method; columns: each ρ (`Rate`s), innocents, other customers (texts "k of n")
+) -> pd.DataFrame:  # index: method; columns: ρ (`Rate`s), innocents, customers ("k of n")
     "Infringers that each method finds before their own account's log, and others that it names."
     both = _with_p(table, rivals)
     others = both[both.kind != "infringing"]
     named = others.kind.eq("another account").map({True: OTHER, False: INNOCENT})
-    return power(both, level).assign(**accused(others.assign(kind=named), level).T)
+    counts = accused(others.assign(kind=named), level).T
+    return power(both, level).join(
+        counts.reindex(columns=[INNOCENT, OTHER]).dropna(axis=1, how="all")
+    )
 
 # %% ../../nbs/report/rivals.ipynb #cad512a6
 INNOCENT, OTHER = "innocents accused", "other customers named"
