@@ -340,7 +340,9 @@ def _tell_estimates(names, scale, jobs, lab, settings, seconds):
     of_all, together = {"scale": scale, "jobs": jobs, "lab": str(lab.resolve())}, []
     for name, given in wanted.items():
         if name not in EXPERIMENTS:
-            click.echo(f"{name}: no estimate (it reads results, or what it makes shows only as it runs)")
+            click.echo(
+                f"{name}: no estimate (it reads results, or what it makes shows only as it runs)"
+            )
             continue
         recipes = _needed(name, known[name], {**of_all, **given})
         _tell_estimate(name, recipes, {**of_all, **given}, seconds)
