@@ -200,7 +200,9 @@ def test_the_page_says_what_is_enough_and_what_is_not():
     assert "0.50 (0.01–0.99) at ρ = 0.3" in told
     assert "enough nine times of ten: 5,000 with 3 answers a prompt." in told
     assert "not 1,000 with 3 answers a prompt (0.85 (" in told
-    assert "after 8 looks 3.0, 3.0 (0 of 2 found at .01); after 30 looks 3.0, 3.0 (2 of 2" in told
+    assert (
+        "at 3.0, 3.0 after 8 looks (0 of 2 found at .01); 3.0, 3.0 after 30 looks (2 of 2" in told
+    )
     alone = tables | {"longer": tables["longer"].query("looks == 8")}
     assert "Longer training" not in long_log_sentences(alone, about).data
     seen = long_log_alt(tables)

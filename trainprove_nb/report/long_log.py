@@ -236,11 +236,11 @@ def _longer_point(longer):
     told_at = []
     for looks, same in rows.groupby("looks"):
         stand = ", ".join(f"{z:.1f}" for z in same.z)
-        told_at.append(f"after {looks:g} looks {stand} ({tally(same.p <= 0.01)} found at .01)")
+        told_at.append(f"{stand} after {looks:g} looks ({tally(same.p <= 0.01)} found at .01)")
     if len(told_at) < 2:
         return None
     return (
-        f"**Longer training**: the first infringers of each source stand at {'; '.join(told_at)}."
+        f"**Longer training**: the first infringers of the sources stand at {'; '.join(told_at)}."
     )
 
 # %% ../../nbs/report/long_log.ipynb #5f1e135d
