@@ -28,6 +28,7 @@ from trainprove_nb.lab.rival_trials import (
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.report.results import read_results, shipped_results
 from trainprove_nb.report.rivals import (
+    plan_rivals,
     rank_scores,
     rivals_alt,
     rivals_figure,
@@ -292,3 +293,12 @@ def test_rivals_are_asked_equally():
     for frame in frames[1:]:
         pd.testing.assert_frame_equal(frame, frames[0])
     assert every.access.nunique() == 8 and parameters["repeats"] == 5
+
+
+def test_without_names_all_fine_tuned_sources_are_asked(tmp_path):
+    asked = dict(scale="mini", knobs={}, sources=None, rhos=[1], accounts=1, m=1, repeats=1)
+    names = [s.name for s in plan_rivals(asked, str(tmp_path), str(tmp_path)).sources]
+    shipped = read_results(shipped_results("rivals"), "rivals")[0]["sources"]
+    assert names == shipped and not {"mini-v1", "mini-v2"} & set(names)
+    plain = plan_rivals(asked | {"sources": ["mini-v2"]}, str(tmp_path), str(tmp_path))
+    assert [s.name for s in plain.sources] == ["mini-v2"]

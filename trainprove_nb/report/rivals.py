@@ -93,8 +93,17 @@ def rivals_sentence(
     )
     return Markdown(f"**Side by side at ρ = {rho:g}**, before the same logs: {told}.")
 
+# %% ../../nbs/report/rivals.ipynb #d37e6c3a
+def _fine_tuned(value, recipes, asked) -> list:
+    "Names of sources; None: all that are fine-tuned on a corpus."
+    return [source.name for source in recipes.sources(value) if value or source.corpus]
+
 # %% ../../nbs/report/rivals.ipynb #945ae7a8
-RIVAL_CHECKS = {**LOG_CHECKS, "repeats": _whole("repeats", 1, 1000)}  # for `plan_experiment`
+RIVAL_CHECKS = {  # for `plan_experiment`
+    **LOG_CHECKS,
+    "repeats": _whole("repeats", 1, 1000),
+    "sources": _fine_tuned,
+}
 
 
 def plan_rivals(
