@@ -239,13 +239,6 @@ def test_experiment_shows_both_figures(figure):
     assert drawn[-2:] == [file.read_bytes() for file in files]  # before them, parts of the first
 
 
-def test_two_workers_give_the_numbers_of_one(figure, tmp_path):
-    settings = dict(scale="smoke", jobs=2, backend="loky", sources=["mini-v1-avatars"])
-    played(NBS / "experiments/fig6.ipynb", tmp_path, **settings)
-    made = tmp_path / "figures/fig6/fig6.csv"
-    assert made.read_bytes() == (figure / "figures/fig6/fig6.csv").read_bytes()
-
-
 STYLED = {"generators": ["mini-v1 in blueprints", "mini-v2"], "style_pairs": 8}
 STYLED |= {"style_training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
 SHORTER = {  # what takes minutes

@@ -135,7 +135,7 @@ def kill_at(process, lab, pattern, n):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    "Two folders, each with a lab and its figure, the second after many kills; and what was noticed at the kills."
+    "A lab and its figure of one run by one worker; the same by two, after many kills; what was noticed at the kills."
     straight, killed = (tmp_path_factory.mktemp(name) for name in ("straight", "killed"))
     beside, noticed = start(straight / "lab", straight / "out"), []
     try:
@@ -145,7 +145,7 @@ def runs(tmp_path_factory):
                     start(killed / "lab", killed / "out", jobs=jobs), killed / "lab", pattern, n
                 )
             )
-        finish(start(killed / "lab", killed / "out"), killed / "out")
+        finish(start(killed / "lab", killed / "out", jobs=2), killed / "out")
         finish(beside, straight / "out")
     finally:
         beside.kill()
