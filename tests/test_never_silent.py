@@ -9,9 +9,10 @@ import pytest
 import torch
 from helpers import refused
 
-from trainprove_nb.audit.log_audit import _check_scores
+from trainprove_nb.audit.log_audit import LogFindings, Measured, _check_scores
+from trainprove_nb.audit.log_verdict import _copies_part
 from trainprove_nb.audit.released import AuditLog
-from trainprove_nb.audit.scores import check_copies, classes_scores
+from trainprove_nb.audit.scores import check_copies, classes_scores, near_copies
 from trainprove_nb.evidence.denoising import _check_sees
 from trainprove_nb.evidence.log_test import least_p, log_test
 from trainprove_nb.models import pipelines
@@ -89,6 +90,31 @@ def test_near_pictures_and_blank_ones_are_no_copies(log):
 def test_an_enlarged_copy_is_a_copy(log):
     larger = log.images[:1].repeat(2, axis=1).repeat(2, axis=2)
     refused(lambda: check_copies(log, larger, ["a cat"]), "pixel for pixel")
+
+
+@pytest.mark.parametrize("by, found", [(7, 1), (9, 0)])  # of 255: .027 and .035
+def test_near_copies_are_counted_up_to_the_distance_of_twins(log, by, found):
+    answers = np.random.default_rng(1).integers(0, 255, (3, 32, 32, 3)).astype(np.uint8)
+    assert near_copies(log, answers, ["a cat", "a dog", "a dog"]) == 0
+    known = log.images[3].astype(int)
+    answers[1] = np.where(known < 128, known + by, known - by)
+    assert near_copies(log, answers, ["a cat", "a dog", "a dog"]) == found
+    # of another prompt, larger, blank
+    assert near_copies(log, answers[1:2], ["a cat"]) == 0
+    larger = answers[1:2].repeat(2, axis=1).repeat(2, axis=2)
+    assert near_copies(log, larger, ["a dog"]) == found
+    assert near_copies(log, log.images[5:], ["a dog"]) == 0
+
+
+def test_copies_are_told_in_the_verdict(log):
+    measured = Measured(None, None, "", log.images[:2], ["a cat"] * 2)
+    found = LogFindings(None, measured, None, None, 1.0, None, 0.0)
+    assert _copies_part(found) == []
+    for n, passed in (0, True), (1, False):
+        measured.copies = n
+        (part,) = _copies_part(found)
+        assert part.passed is passed and f"{n or 'None'}" in part.sentence
+    assert "handed on" in part.sentence and "None of 2" not in part.sentence
 
 
 def test_scores_that_tell_no_picture_from_another():

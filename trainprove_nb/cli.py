@@ -110,6 +110,7 @@ class _SomeLater(click.Group):
         return super().get_command(ctx, name)
 
     def resolve_command(self, ctx, args):
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it tells of parts not used here
         name, command, rest = super().resolve_command(ctx, args)
         if name in LATER:
             command = getattr(import_module(LATER[name][0]), name)
@@ -309,7 +310,6 @@ def _defaults(notebook: Path) -> dict:
 # %% ../nbs/cli.ipynb #81299324
 def _needed(name, notebook, given):
     "All artifacts that an experiment consists of, of which `given` are the parameters that were set."
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from trainprove_nb.report.estimates import needed_recipes
 
     try:
@@ -403,7 +403,6 @@ def check(names, scale, jobs, lab, settings, seconds):
 # %% ../nbs/cli.ipynb #28b3e649
 def _tell_holdings(lab):
     "Say what a lab holds."
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from trainprove_nb.report.estimates import holdings
 
     try:

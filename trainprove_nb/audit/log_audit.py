@@ -26,6 +26,7 @@ from trainprove_nb.audit.scores import (
     classes_scores,
     in_small,
     kept_answers,
+    near_copies,
     pictures_scores,
     prompts_scores,
     questions,
@@ -263,6 +264,7 @@ class Measured:
     asked: str  # in words
     answers: PicturesOnDisk | None = None  # of prompts
     texts: list = field(default_factory=list)  # of those answers
+    copies: int | None = None  # how many answers are nearly pictures of the log; None: no prompts
 
 # %% ../../nbs/audit/log_audit.ipynb #d1b9db43
 def measure(
@@ -292,7 +294,8 @@ def _measure_prompts(opened, who, progress) -> Measured:
     scores = prompts_scores(opened.log, answers, texts)
     there = np.isfinite(scores)
     told = f"{len(texts):,} questions: {len(rounds[0][0])} prompts, {len(rounds)} answers each"
-    return Measured(scores[there], there, told, answers, texts)
+    copies = near_copies(opened.log, answers, texts)
+    return Measured(scores[there], there, told, answers, texts, copies)
 
 # %% ../../nbs/audit/log_audit.ipynb #3874ce8a
 def _names(suspect: Callable, texts: list) -> list | None:

@@ -30,6 +30,7 @@ from trainprove_nb.audit.report import (
     Verdict,
 )
 from .scores import asked, in_small, kept_answers
+from ..data.duplicates import NEAR
 from ..evidence.log_test import centred
 from ..suspects.own_settings import own_suspect
 
@@ -278,6 +279,31 @@ def _placebo_part(found) -> Test:
         passed=as_it_should,
     )
 
+# %% ../../nbs/audit/log_verdict.ipynb #5520784c
+def _copies_part(found) -> list:
+    "Whether answers are nearly pictures of the log; nothing where no prompts were asked."
+    n, of = found.measured.copies, len(found.measured.texts)
+    if n is None:
+        return []
+    told = (
+        f"{n:,} of {of:,} are: learnt by heart, or handed on in place of answers, which this test cannot "
+        "tell apart. Ask again, with other seeds."
+        if n
+        else f"None of {of:,} is."
+    )
+    return [
+        Test(
+            name="Copies",
+            asks="Is an answer nearly a picture of the log, as if it was one?",
+            assumes=[
+                f"a copy differs by at most {NEAR['rms']:g} (root mean square), as a good JPEG does"
+            ],
+            guarantee="lead",
+            sentence=told,
+            passed=not n,
+        )
+    ]
+
 # %% ../../nbs/audit/log_verdict.ipynb #bd41debe
 def _gamma_part(found, level) -> Test:
     "How biased the release would have to be."
@@ -388,7 +414,12 @@ def log_report(
         verdict=Verdict(state=state, sentence=sentence, level=level),
         asked=_facts(opened, found),
         tests=[_log_test_part(opened, found), _share_part(found), _gamma_part(found, level)],
-        controls=[_blind_part(found), _placebo_part(found), *_control_parts(found, level)],
+        controls=[
+            _blind_part(found),
+            _placebo_part(found),
+            *_copies_part(found),
+            *_control_parts(found, level),
+        ],
         pairs=strongest_pairs(opened, found),
         power=_power(opened, found),
         cannot_tell=_cannot_tell(opened, found),

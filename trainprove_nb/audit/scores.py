@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART', 'SIDE', 'ROUND', 'Asked', 'asked', 'kept_losses', 'weights_scores', 'in_small', 'questions', 'kept_answers',
-           'prompts_scores', 'check_copies', 'restorer_of', 'kept_restored', 'pictures_scores', 'named_class',
-           'showings', 'classes_scores']
+           'prompts_scores', 'check_copies', 'near_copies', 'restorer_of', 'kept_restored', 'pictures_scores',
+           'named_class', 'showings', 'classes_scores']
 
 # %% ../../nbs/audit/scores.ipynb #4f35a3d2
 import os
@@ -19,6 +19,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from .released import AuditLog
+from ..data.distance import rms
+from ..data.duplicates import NEAR
 from ..data.pairs import LazyPixels, PicturesOnDisk
 from ..evidence.denoising import LEVELS, denoising_losses, denoising_score
 from ..evidence.matching import Differences, whitened_score, whitening
@@ -255,6 +257,31 @@ def check_copies(
             f"{len(answers)} answers): no sampler draws one twice, so perhaps folders were mixed up; "
             "give what the suspect answered"
         )
+
+# %% ../../nbs/audit/scores.ipynb #ca37409d
+def _places_of(texts) -> dict:  # text -> list of numbers
+    "Where each text stands."
+    places = {}
+    for k, text in enumerate(texts):
+        places.setdefault(text, []).append(k)
+    return places
+
+# %% ../../nbs/audit/scores.ipynb #c0ff276f
+def near_copies(
+    log: AuditLog,
+    answers: PicturesOnDisk | np.ndarray,  # uint8 (answers, height, width, 3), of any size
+    texts: list,  # the prompt of each
+    near: float = NEAR["rms"],  # the largest root mean square difference, of pixels from 0 to 1
+) -> int:
+    "How many answers, blank ones aside, are nearly a picture of their prompt, released or withheld."
+    size, drawn_for = log.images.shape[2:0:-1], _places_of(log.texts)
+    found = 0
+    for text, asked_at in _places_of(texts).items():
+        drawn = in_small(log.images[drawn_for[text]], size)
+        shown = in_small(answers[asked_at], size)
+        for answer in shown[~_blank(shown)]:
+            found += bool(rms(np.broadcast_to(answer, drawn.shape), drawn).min() <= near)
+    return found
 
 # %% ../../nbs/audit/scores.ipynb #2e160c50
 def restorer_of(
