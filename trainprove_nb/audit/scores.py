@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from diffusers import DiffusionPipeline
 from PIL import Image
 from tqdm import tqdm
@@ -258,14 +259,6 @@ def check_copies(
             "give what the suspect answered"
         )
 
-# %% ../../nbs/audit/scores.ipynb #ca37409d
-def _places_of(texts) -> dict:  # text -> list of numbers
-    "Where each text stands."
-    places = {}
-    for k, text in enumerate(texts):
-        places.setdefault(text, []).append(k)
-    return places
-
 # %% ../../nbs/audit/scores.ipynb #c0ff276f
 def near_copies(
     log: AuditLog,
@@ -274,9 +267,9 @@ def near_copies(
     near: float = NEAR["rms"],  # the largest root mean square difference, of pixels from 0 to 1
 ) -> int:
     "How many answers, blank ones aside, are nearly a picture of their prompt, released or withheld."
-    size, drawn_for = log.images.shape[2:0:-1], _places_of(log.texts)
-    found = 0
-    for text, asked_at in _places_of(texts).items():
+    size, found = log.images.shape[2:0:-1], 0
+    drawn_for = pd.Series(log.texts).groupby(log.texts).indices
+    for text, asked_at in pd.Series(texts).groupby(texts).indices.items():
         drawn = in_small(log.images[drawn_for[text]], size)
         shown = in_small(answers[asked_at], size)
         for answer in shown[~_blank(shown)]:
