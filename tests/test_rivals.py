@@ -14,16 +14,14 @@ from trainprove_nb.evidence.rivals import cdi_test
 from trainprove_nb.lab.generator_recipes import INNOCENTS, GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.log_trials import LogPlan, log_trials
-from trainprove_nb.lab.rival_trials import (
+from trainprove_nb.lab.rival_trials import answer_distances, conf_of_each, swapped
+from trainprove_nb.lab.source_trials import (
     LEARNT,
-    answer_distances,
     caption_scores,
-    conf_of_each,
     mark_in_answers,
     marked_twins,
     measure_source_rivals,
     source_rival_stages,
-    swapped,
 )
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.report.results import read_results, shipped_results

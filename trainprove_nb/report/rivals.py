@@ -13,11 +13,8 @@ from IPython.display import Markdown
 
 from ..evidence.rates import proportion
 from ..lab.log_trials import measure_logs
-from trainprove_nb.lab.rival_trials import (
-    measure_rivals,
-    measure_source_rivals,
-    source_rival_stages,
-)
+from ..lab.rival_trials import measure_rivals
+from ..lab.source_trials import measure_source_rivals, source_rival_stages
 from .figures import panel_row
 from trainprove_nb.report.log_power import (
     LOG_CHECKS,
