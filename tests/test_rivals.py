@@ -9,12 +9,12 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 from trainprove_nb.attribution.watermark import draw_message, embed
-from trainprove_nb.evidence.matching import Differences
+from trainprove_nb.evidence.matching import Differences, answer_distances
 from trainprove_nb.evidence.rivals import cdi_test
 from trainprove_nb.lab.generator_recipes import INNOCENTS, GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.log_trials import LogPlan, log_trials
-from trainprove_nb.lab.rival_trials import answer_distances, conf_of_each, swapped
+from trainprove_nb.lab.rival_trials import conf_of_each, swapped
 from trainprove_nb.lab.source_trials import (
     LEARNT,
     caption_scores,

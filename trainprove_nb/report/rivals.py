@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEARNT_FROM_SOURCE', 'INNOCENT', 'OTHER', 'RIVAL_CHECKS', 'rank_scores', 'side_by_side', 'rivals_sentence',
-           'plan_rivals', 'measure_side_by_side', 'rivals_figure', 'rivals_alt', 'side_by_side_sentences']
+           'innocents_by_log', 'plan_rivals', 'measure_side_by_side', 'rivals_figure', 'rivals_alt',
+           'side_by_side_sentences']
 
 # %% ../../nbs/report/rivals.ipynb #979080f5
 import numpy as np
@@ -13,7 +14,7 @@ from IPython.display import Markdown
 
 from ..evidence.rates import proportion
 from ..lab.log_trials import measure_logs
-from ..lab.rival_trials import measure_rivals
+from ..lab.rival_trials import measure_other_scores, measure_rivals
 from ..lab.source_trials import measure_source_rivals, source_rival_stages
 from .figures import panel_row
 from trainprove_nb.report.log_power import (
@@ -90,6 +91,23 @@ def rivals_sentence(
     )
     return Markdown(f"**Side by side at ρ = {rho:g}**, before the same logs: {told}.")
 
+# %% ../../nbs/report/rivals.ipynb #3912bbe1
+def innocents_by_log(
+    table: pd.DataFrame,  # of the log test: a row a suspect, log and access
+    access: str = "prompts only",
+    level: float = 0.05,
+) -> pd.DataFrame:  # index: source, account; columns innocents, mean z, sd of z, accused
+    "How far the innocents of each log stand before chance, and how near to each other."
+    here = table[(table.access == access) & ~table.kind.isin(LEARNT_FROM_SOURCE)]
+    logs = here.assign(accused=here.p <= level).groupby(["source", "account"], sort=False)
+    shown = {
+        "innocents": ("z", "size"),
+        "mean z": ("z", "mean"),
+        "sd of z": ("z", "std"),
+        "accused": ("accused", "sum"),
+    }
+    return logs.agg(**shown).round(2)
+
 # %% ../../nbs/report/rivals.ipynb #d37e6c3a
 def _fine_tuned(value, recipes, asked) -> list:
     "Names of sources; None: all that are fine-tuned on a corpus."
@@ -128,6 +146,7 @@ def measure_side_by_side(
     for source in plan.sources:
         ours.append(measure_logs(plan.lab, logs, source, 0, draws)[0])
         others.append(measure_rivals(plan.lab, logs, source, draws))
+        others.append(measure_other_scores(plan.lab, logs, source, draws))
         others.append(measure_source_rivals(plan.lab, logs, source))
     return {"": pd.concat(ours, ignore_index=True), "rivals": pd.concat(others, ignore_index=True)}
 
