@@ -6,15 +6,24 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from scipy.spatial.distance import cdist
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics.pairwise import rbf_kernel
 
 from trainprove_nb.attribution.watermark import draw_message, embed
-from trainprove_nb.evidence.matching import Differences, answer_distances
+from trainprove_nb.evidence.matching import (
+    Differences,
+    answer_distances,
+    in_units,
+    kernel_score,
+    nearest_score,
+    rms_score,
+)
 from trainprove_nb.evidence.rivals import cdi_test
 from trainprove_nb.lab.generator_recipes import INNOCENTS, GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.log_trials import LogPlan, log_trials
-from trainprove_nb.lab.rival_trials import conf_of_each, swapped
+from trainprove_nb.lab.rival_trials import conf_of_each, other_scores, swapped
 from trainprove_nb.lab.source_trials import (
     LEARNT,
     caption_scores,
@@ -26,6 +35,7 @@ from trainprove_nb.lab.source_trials import (
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.report.results import read_results, shipped_results
 from trainprove_nb.report.rivals import (
+    innocents_by_log,
     plan_rivals,
     rank_scores,
     rivals_alt,
@@ -86,6 +96,52 @@ def test_distances_are_those_of_the_answers_to_the_same_prompt():
         others = [x for x, text in zip(answers, asked, strict=True) if text == prompt]
         byhand = [np.sqrt((((image / 255) - (x / 255)) ** 2).mean()) for x in others]
         assert row == pytest.approx(byhand, rel=1e-5)
+
+
+def test_other_scores_are_those_of_scipy_and_sklearn():
+    images, answers = RNG.integers(0, 256, (2, 9, 4, 4, 3)).astype(np.uint8)
+    prompts, asked = np.array(list("abcabcabc")), np.array(list("aabbbcccb"))
+    found = Differences(images, list(prompts), answers, list(asked))
+    rows, replies = (x.reshape(9, -1) / 255 for x in (images, answers))
+    apart = cdist(rows, replies) / np.sqrt(rows.shape[1])
+    mine = prompts[:, None] == asked[None]
+    nearest = np.where(mine, apart, np.inf).min(1)
+    assert nearest_score(found) == pytest.approx(-nearest, rel=1e-5)
+    gamma = 1 / np.median(apart[mine]) ** 2 / rows.shape[1]
+    kernel = np.where(mine, rbf_kernel(rows, replies, gamma), 0).sum(1) / mine.sum(1)
+    assert kernel_score(found) == pytest.approx(kernel, rel=1e-4)
+
+
+def test_other_units_are_a_turn_of_both_sides_and_leave_the_first_as_they_were():
+    images, answers = RNG.integers(0, 256, (2, 9, 4, 4, 3)).astype(np.uint8)
+    found = Differences(images, list("abcabcabc"), answers, list("aabbbcccb"))
+    turn = np.linalg.qr(RNG.normal(size=(48, 48)))[0].astype(np.float32)
+    turned = in_units(found, turn)
+    assert np.stack(turned.pictures) == pytest.approx(found.pictures @ turn)
+    for score in (rms_score, nearest_score, kernel_score):  # a turn keeps all distances
+        assert score(turned) == pytest.approx(score(found), rel=1e-4)
+    each = other_scores(found, turn)
+    assert len(each) == 4
+    for name in ("nearest answer", "kernel"):
+        plain, whitened = each[f"log test, {name}"], each[f"log test, {name}, whitened"]
+        assert whitened == pytest.approx(plain, rel=1e-4)
+
+
+def test_innocents_are_counted_log_by_log():
+    kinds = ["disjoint data", "same data", "another account", "infringing", "disjoint data"]
+    table = pd.DataFrame(
+        {
+            "source": ["a"] * 4 + ["b"],
+            "account": [0, 0, 0, 0, 1],
+            "kind": kinds,
+            "access": "prompts only",
+            "z": [1.0, 3.0, 9.0, 9.0, -1.0],
+            "p": [0.2, 0.05, 0.001, 0.001, 0.8],
+        }
+    )
+    found = innocents_by_log(pd.concat([table, table.assign(access="open weights", z=5.0)]))
+    assert found.loc[("a", 0)].tolist() == [2, 2.0, 1.41, 1]
+    assert found.loc[("b", 1)][["innocents", "mean z", "accused"]].tolist() == [1, -1.0, 0]
 
 
 def test_the_swap_goes_over_prompts():

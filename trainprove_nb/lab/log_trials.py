@@ -194,6 +194,16 @@ def _prompts_only(lab, plan, source, trial, there):
     repeats = _asked(plan, trial)
     return _answer_scores(lab, plan, source, trial, there, repeats) if repeats else {}
 
+# %% ../../nbs/lab/log_trials.ipynb #6a37b180
+def _differences(lab, plan, source, trial, there, repeats) -> Differences:
+    "The pool's pictures and the first so many answers to each caption; the pool's units are found."
+    asked = [caption_answers(plan.recipes, trial.model, source, k) for k in range(repeats)]
+    answers = np.concatenate([lab.array(recipe) for recipe in asked])
+    found = Differences(there.images, there.prompts, answers, there.captions * repeats)
+    if there.unit is None:
+        there.unit = whitening(found.pictures)
+    return found
+
 # %% ../../nbs/lab/log_trials.ipynb #1aa32333
 def _answer_scores(
     lab: Lab,  # with the artifacts
@@ -204,11 +214,7 @@ def _answer_scores(
     repeats: int,  # the first so many answers to each caption
 ) -> dict:  # access -> (n,) scores of the pool's pictures
     "Scores by a suspect's answers, whitened and by plain pixels."
-    asked = [caption_answers(plan.recipes, trial.model, source, k) for k in range(repeats)]
-    answers = np.concatenate([lab.array(recipe) for recipe in asked])
-    found = Differences(there.images, there.prompts, answers, there.captions * repeats)
-    if there.unit is None:
-        there.unit = whitening(found.pictures)
+    found = _differences(lab, plan, source, trial, there, repeats)
     return {
         "prompts only": whitened_score(found, there.unit),
         "prompts only, pixels": rms_score(found),

@@ -17,7 +17,6 @@ from trainprove_nb.evidence.matching import (
     in_units,
     kernel_score,
     nearest_score,
-    whitening,
 )
 from ..evidence.release import release_test
 from ..evidence.rivals import cdi_test
@@ -29,6 +28,7 @@ from trainprove_nb.lab.log_trials import (
     LogPlan,
     Pool,
     _asked,
+    _differences,
     _kind,
     _with_both_sides,
     log_trials,
@@ -89,11 +89,16 @@ def conf_of_each(
             found[k] = np.mean(own <= calibrate_delta0(np.concatenate(others), fpr))
     return found
 
+# %% ../../nbs/lab/rival_trials.ipynb #32527d07
+def _of_log(there: Pool, account: int) -> np.ndarray:
+    "Which pictures of the pool are an account's, of prompts with both sides."
+    mine = np.flatnonzero(there.account == account)
+    return mine[_with_both_sides(there.prompts[mine], there.released[mine])]
+
 # %% ../../nbs/lab/rival_trials.ipynb #1ccc4115
 def _answered(lab, plan, source, trial, there, account):
     "The pictures of a log and a suspect's answers; which were released."
-    mine = np.flatnonzero(there.account == account)
-    mine = mine[_with_both_sides(there.prompts[mine], there.released[mine])]
+    mine = _of_log(there, account)
     asked = [caption_answers(plan.recipes, trial.model, source, k) for k in range(plan.repeats)]
     answers = np.concatenate([lab.array(recipe) for recipe in asked])
     captions = there.captions * plan.repeats
@@ -153,17 +158,24 @@ OTHER_SCORES = {"nearest answer": nearest_score, "kernel": kernel_score}
 
 
 def other_scores(
-    found: Differences,  # the pictures of a log, and a suspect's answers
+    found: Differences,  # pictures of logs, and a suspect's answers
     unit: np.ndarray,  # from `whitening`
-    released: np.ndarray,  # bool (n,)
-    draws: int = 9999,  # shuffles
-) -> dict:  # name -> p-value
-    "The log test by each of `OTHER_SCORES`, of pixels and in units of their own."
+) -> dict:  # name -> (n,) scores of the pictures
+    "Each of `OTHER_SCORES`, by pixels and in units of their own."
     views = {"": found, ", whitened": in_units(found, unit)}
     return {
-        f"log test, {name}{view}": log_test(score(seen), released, found.block, draws).p
+        f"log test, {name}{view}": score(seen)
         for name, score in OTHER_SCORES.items()
         for view, seen in views.items()
+    }
+
+# %% ../../nbs/lab/rival_trials.ipynb #5782204e
+def _tested(scores, there, account, draws) -> dict:
+    "The p-value of each score before one log."
+    mine = _of_log(there, account)
+    released, prompts = there.released[mine], there.prompts[mine]
+    return {
+        name: log_test(score[mine], released, prompts, draws).p for name, score in scores.items()
     }
 
 # %% ../../nbs/lab/rival_trials.ipynb #33a554ce
@@ -175,15 +187,13 @@ def measure_other_scores(
 ) -> pd.DataFrame:  # columns as of `measure_rivals`
     "The log test by other scores, for every suspect of a source that was asked."
     there, rows = Pool(lab, plan, source), []
-    trials = log_trials(plan.recipes, source, plan.accounts, plan.innocents)
-    for account in range(plan.accounts):
-        unit = None  # of a log, whoever stands before it
-        for trial in trials:
-            if account not in stands_before(plan, trial) or not _asked(plan, trial):
-                continue
-            found, released = _answered(lab, plan, source, trial, there, account)
-            unit = whitening(found.pictures) if unit is None else unit
+    for trial in log_trials(plan.recipes, source, plan.accounts, plan.innocents):
+        if not _asked(plan, trial):
+            continue
+        found = _differences(lab, plan, source, trial, there, plan.repeats)
+        scores = other_scores(found, there.unit)
+        for account in stands_before(plan, trial):
             who = _who(source, trial, account)
-            each = other_scores(found, unit, released, draws)
+            each = _tested(scores, there, account, draws)
             rows += [who | dict(access=name, p=p, score=np.nan) for name, p in each.items()]
     return pd.DataFrame(rows)
