@@ -13,6 +13,7 @@ import pandas as pd
 from IPython.display import Markdown
 
 from ..evidence.rates import proportion
+from ..lab.learnt_trials import measure_learnt
 from ..lab.log_trials import measure_logs
 from ..lab.rival_trials import measure_other_scores, measure_rivals
 from ..lab.source_trials import measure_source_rivals, source_rival_stages
@@ -147,6 +148,8 @@ def measure_side_by_side(
         ours.append(measure_logs(plan.lab, logs, source, 0, draws)[0])
         others.append(measure_rivals(plan.lab, logs, source, draws))
         others.append(measure_other_scores(plan.lab, logs, source, draws))
+        if logs.accounts > 1:  # shadows are shown what others did not get
+            others.append(measure_learnt(plan.lab, logs, source, draws))
         others.append(measure_source_rivals(plan.lab, logs, source))
     return {"": pd.concat(ours, ignore_index=True), "rivals": pd.concat(others, ignore_index=True)}
 
