@@ -1,6 +1,7 @@
 "Others' tests before the same logs: each against a computation by hand, and the shipped table against its rows."
 
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,16 +13,21 @@ from sklearn.metrics.pairwise import rbf_kernel
 
 from trainprove_nb.attribution.watermark import draw_message, embed
 from trainprove_nb.evidence.matching import (
+    BANDS,
     Differences,
     answer_distances,
+    in_bands,
     in_units,
     kernel_score,
     nearest_score,
     rms_score,
+    whitened_score,
+    whitening,
 )
 from trainprove_nb.evidence.rivals import cdi_test
 from trainprove_nb.lab.generator_recipes import INNOCENTS, GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
+from trainprove_nb.lab.learnt_trials import learnt_weights, shadow_bands
 from trainprove_nb.lab.log_trials import LogPlan, log_trials
 from trainprove_nb.lab.rival_trials import conf_of_each, other_scores, swapped
 from trainprove_nb.lab.source_trials import (
@@ -320,6 +326,65 @@ def test_everything_that_is_read_is_made(asked):
         assert {recipe_name(r["model"]) for r in read if r["model"]["kind"] != "base"} <= made
 
 
+def test_bands_are_parts_of_the_score_that_is_kept():
+    images = RNG.integers(0, 256, (60, 8, 8, 3)).astype(np.uint8)
+    answers = RNG.integers(0, 256, (30, 8, 8, 3)).astype(np.uint8)
+    prompts, asked = list("abcdefghij") * 6, list("abcdefghij") * 3
+    found = Differences(images, prompts, answers, asked)
+    unit = whitening(found.pictures)
+    bands = in_bands(found, unit)
+    assert bands.shape == (60, BANDS)
+    assert bands.sum(1) == pytest.approx(whitened_score(found, unit), abs=1e-6)
+
+
+def test_weights_go_by_what_tells_and_not_by_units():
+    bands, own = RNG.normal(size=(3000, 3)), np.arange(3000) < 1000
+    bands[:, 2] += own
+    found = learnt_weights(bands, own)
+    assert found[2] > 10 * np.abs(found[:2]).max()
+    other = learnt_weights(bands * [1, 1, 100], own)
+    assert other == pytest.approx(found / [1, 1, 100], rel=1e-3, abs=1e-6)
+
+
+class Drawn:
+    "A lab whose pictures are noise, the same whenever they are asked for."
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def pairs(self, recipe):
+        return {"text": self.texts}
+
+    def pictures(self, recipe):
+        rng = np.random.default_rng(int(recipe_name(recipe)[:8], 16))
+        return rng.integers(0, 256, (len(self.texts), 8, 8, 3)).astype(np.uint8)
+
+    array = pictures
+
+
+def test_weights_are_learnt_without_the_log_that_they_are_used_on(asked):
+    plan, source = asked
+    texts = [f"thing {k}" for k in range(12)]
+    n = 12 * 4  # a released and a withheld picture of each, for two accounts
+    there = SimpleNamespace(
+        images=RNG.integers(0, 256, (n, 8, 8, 3)).astype(np.uint8),
+        prompts=np.array(texts * 4),
+        account=np.arange(n) // 24,
+        released=np.arange(n) // 12 % 2 == 0,
+        captions=texts,
+    )
+    there.unit = whitening(Differences(there.images, texts * 4, there.images, texts * 4).pictures)
+    bands, own = shadow_bands(Drawn(texts), plan, source, there, 0)
+    shadows = plan.recipes.scale.shadows
+    assert bands.shape == (shadows * 24, BANDS) and own.sum() == shadows * 12
+    mine = there.account == 0
+    there.images[mine], there.released[mine] = 0, ~there.released[mine]
+    again = shadow_bands(Drawn(texts), plan, source, there, 0)[0]
+    assert np.array_equal(again, bands)
+    there.images[~mine & ~there.released] //= 2
+    assert not np.array_equal(shadow_bands(Drawn(texts), plan, source, there, 0)[0], bands)
+
+
 def test_the_figure_and_its_text_show_the_table():
     tables = read_results(shipped_results("rivals"), "rivals")[1]
     found = side_by_side(tables[""], tables["rivals"])
@@ -346,7 +411,7 @@ def test_rivals_are_asked_equally():
     ]
     for frame in frames[1:]:
         pd.testing.assert_frame_equal(frame, frames[0])
-    assert every.access.nunique() == 8 and parameters["repeats"] == 5
+    assert every.access.nunique() == 13 and parameters["repeats"] == 5
 
 
 def test_without_names_all_fine_tuned_sources_are_asked(tmp_path):
