@@ -1,5 +1,6 @@
 "Others' tests before the same logs: each against a computation by hand, and the shipped table against its rows."
 
+import re
 from itertools import product
 from types import SimpleNamespace
 
@@ -41,6 +42,7 @@ from trainprove_nb.lab.source_trials import (
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.report.results import read_results, shipped_results
 from trainprove_nb.report.rivals import (
+    _fewest_and_most,
     innocents_by_log,
     plan_rivals,
     rank_scores,
@@ -48,6 +50,7 @@ from trainprove_nb.report.rivals import (
     rivals_figure,
     rivals_sentence,
     side_by_side,
+    side_by_side_sentences,
 )
 
 RNG = np.random.default_rng(5)
@@ -399,6 +402,30 @@ def test_the_figure_and_its_text_show_the_table():
         assert drawn[column] == pytest.approx([int(k) / int(n) for k, n in told])
     first = found.index[0]
     assert f"{first} {found.loc[first, 1].value:.2f}" in rivals_alt(tables[""], tables["rivals"])
+
+
+def test_what_came_out_names_who_finds_most_and_who_accuses():
+    tables = read_results(shipped_results("rivals"), "rivals")[1]
+    found = side_by_side(tables[""], tables["rivals"])
+    parameters = dict(accounts=2, sources=["a", "b"], scale="mini")
+    told = side_by_side_sentences(tables, parameters).data.split("\n- ")[1:]
+    assert len(told) == 4
+    for point, rho in zip(told, (0.3, 1), strict=False):
+        for name, rate in found[rho].items():
+            assert (f" {name} ({rate.value:.2f})" in point) == (rate.value > 0.5), name
+    for point, column in zip(told[2:], ("innocents accused", "other customers named"), strict=True):
+        counts = {name: int(text.split()[0]) for name, text in found[column].items()}
+        least, most = min(counts.values()), max(counts.values())
+        shown = re.findall(r"(\d+) of \d+ \((.*?)\)", point)
+        assert [int(n) for n, _ in shown] == [least, most]
+        for n, names in shown:
+            assert names == "; ".join(k for k, v in counts.items() if v == int(n))
+
+
+def test_where_all_methods_agree_none_is_named():
+    counts = pd.Series({"one": "1 of 4", "other": "1 of 4"})
+    told = _fewest_and_most(counts, "Innocents accused")
+    assert told == "**Innocents accused** at level .05: 1 of 4 by every method."
 
 
 def test_rivals_are_asked_equally():

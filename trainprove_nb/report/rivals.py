@@ -201,18 +201,29 @@ def rivals_alt(
     return f"Share named at {level:g} or below; {'; '.join(told)}."
 
 # %% ../../nbs/report/rivals.ipynb #d5d8886a
-def _named(found, column, what):
-    "Whom each method names, as one point."
-    told = ", ".join(f"{name} {text}" for name, text in found[column].items())
-    return f"**{what}** at level .05: {told}."
+def _found_by(rates, rho) -> str:
+    "Which methods find more than half of the infringers, as one point."
+    more = [f"{name} ({rate.value:.2f})" for name, rate in rates.items() if rate.value > 0.5]
+    told = "; ".join(more) or "no method"
+    return f"**Infringers at ρ = {rho:g}**: more than half are found, at level .05, by {told}."
+
+# %% ../../nbs/report/rivals.ipynb #b19adb00
+def _fewest_and_most(counts, what) -> str:
+    "Which methods name the fewest and the most, as one point."
+    numbers = counts.str.partition(" of ")[0].astype(int)
+    if numbers.nunique() == 1:
+        return f"**{what}** at level .05: {counts.iloc[0]} by every method."
+    ends = [counts[numbers == n] for n in (numbers.min(), numbers.max())]
+    told = " to ".join(f"{end.iloc[0]} ({'; '.join(end.index)})" for end in ends)
+    return f"**{what}** at level .05: from {told}."
 
 # %% ../../nbs/report/rivals.ipynb #79a6e73b
 def side_by_side_sentences(tables: dict, parameters: dict):  # Markdown
     "What came out of the experiment on rivals, as a list."
     found = side_by_side(tables[""], tables["rivals"])
     rhos = [rho for rho in found if rho not in (INNOCENT, OTHER)]
-    points = [_named(found, rho, f"Infringers at ρ = {rho:g} found") for rho in rhos]
-    points.append(_named(found, INNOCENT, "Innocents accused"))
+    points = [_found_by(found[rho], rho) for rho in rhos]
+    points.append(_fewest_and_most(found[INNOCENT], "Innocents accused"))
     if OTHER in found:
-        points.append(_named(found, OTHER, "Other customers of the source named"))
+        points.append(_fewest_and_most(found[OTHER], "Other customers of the source named"))
     return came_out({**parameters, "suspects": parameters["accounts"]}, points)
