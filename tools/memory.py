@@ -1,9 +1,13 @@
-"What the largest jobs need at their peak, in GB of memory: `python tools/memory.py`. TMPDIR must hold all pictures."
+"""What the largest jobs need at their peak, in GB of memory: `python tools/memory.py`. TMPDIR must hold all pictures.
+
+What a job holds itself is counted. Files that it has mapped lie in memory only as long as nobody else needs it, so they
+are shown apart. Linux tells the two from each other, and other systems do not."""
 
 import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -69,14 +73,24 @@ def write(home, n, size):
     )
 
 
-def measured(job, home):
-    "Peak memory in GB, seconds, and whether the job came to its end."
-    start = time.perf_counter()
+def held(process):
+    "GB that a running process holds itself, and GB of mapped files."
+    found = re.findall(
+        r"^Rss(Anon|File):\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.M
+    )
+    sizes = {name: int(size) * 1024 / 1e9 for name, size in found}
+    return sizes.get("Anon", 0), sizes.get("File", 0)
+
+
+def measured(job, home, every=0.1):
+    "Peaks in GB, of its own and of mapped files; seconds; and whether the job came to its end."
+    start, peaks = time.perf_counter(), np.zeros(2)
     with open(home / "told.txt", "a") as told:
         child = subprocess.Popen([sys.executable, "-c", job], cwd=home, stdout=told, stderr=told)
-        _, status, usage = os.wait4(child.pid, 0)
-    ended = os.waitstatus_to_exitcode(status) in (0, 1)
-    return usage.ru_maxrss * 1024 / 1e9, time.perf_counter() - start, ended
+        while child.poll() is None:
+            peaks = np.maximum(peaks, held(child.pid))
+            time.sleep(every)
+    return *peaks, time.perf_counter() - start, child.returncode in (0, 1)
 
 
 def main():
@@ -89,12 +103,13 @@ def main():
         home = Path(args.folder or made).resolve()
         if not (home / "audit.yaml").exists():
             write(home, args.pictures, args.size)
-        alone, _, _ = measured("import trainprove_nb.cli, torch, diffusers, datasets", home)
+        alone, *_ = measured("import trainprove_nb.cli, torch, diffusers, datasets", home)
         print(f"{args.pictures:,} pictures of {args.size}²; the libraries alone {alone:.2f} GB\n")
         for name, job in JOBS.items():
-            peak, took, ended = measured(job, home)
+            own, files, took, ended = measured(job, home)
             told = "" if ended else "  did not come to its end: see told.txt"
-            print(f"{name:<16}{peak:6.2f} GB of {MOST} {took:8.0f} s{told}", flush=True)
+            mapped = f"{files:6.2f} GB of mapped files"
+            print(f"{name:<16}{own:6.2f} GB of {MOST} {mapped} {took:8.0f} s{told}", flush=True)
 
 
 if __name__ == "__main__":
