@@ -29,6 +29,7 @@ from trainprove_nb.audit.outlook import outlook
 from trainprove_nb.audit.reading import read_audit
 from trainprove_nb.audit.scores import Asked
 from trainprove_nb.evidence.release_log import Recorder, read_log
+from trainprove_nb.models import classifiers as networks
 
 CLASSES = ["cat", "dog"]
 N = 30  # requests
@@ -313,6 +314,15 @@ def test_a_classifier_s_control_makes_nothing_found_mean_something(tmp_path, log
     _, report = audited(file)
     assert report.verdict.state == "no evidence"
     assert "cannot decide" not in " ".join(outlook(read_audit(file)))
+
+
+def test_a_classifier_s_control_needs_no_model_that_draws(tmp_path, log, service):
+    "Where the suspect is compared to a classifier of the owner's, controls are made all the same."
+    networks.save_classifier(networks.classifier("resnet", CLASSES), str(tmp_path / "owner"))
+    suspect = classifier(service[0], "innocent") | {"base": str(tmp_path / "owner")}
+    file = audit_file(tmp_path / "case", log, suspect, control={"rhos": [1], "steps": 2})
+    _, report = audited(file)
+    assert [part.name for part in report.controls][-1] == "Control at ρ = 1"
 
 
 @pytest.mark.parametrize("access", ["scores", "labels"])

@@ -472,12 +472,12 @@ def run_controls(
     begin: Callable = str,  # is told the name of each when it begins, as `Course` has it
 ) -> list:  # of (ρ, its verdict)
     "Train suspects of one's own, a share ρ of the log in their data, and put them to the same test."
-    control, base = opened.audit.control, _control_base(opened)
+    control = opened.audit.control
     others = _others(opened, control.others)
     how = dict(others=others, steps=control.steps, progress=progress)
     if opened.access == "classes":
         make = partial(_control_classifier, opened, how)
-    elif opened.access in ("weights", "prompts") and base is not None:
+    elif opened.access in ("weights", "prompts") and (base := _control_base(opened)):
         make = partial(_control_generator, opened, base, how)
     else:
         return []
