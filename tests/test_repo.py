@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 from helpers import NBS, NOTEBOOKS, ROOT, run
 
+from trainprove_nb.audit.command import audit
+
 
 def files(folder):
     "Notebooks and modules below `folder`, as a dict from path to bytes."
@@ -157,6 +159,16 @@ def test_no_machine_paths():
         for p in sorted(paths)
         if p.is_file() and p.suffix not in (".safetensors", ".png") and home.search(p.read_bytes())
     ] == []
+
+
+def test_what_commands_leave_is_no_part_of_the_checkout():
+    "Neither ruff nor git looks at it: `make test` passes after `make audit` and `make figures`."
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    (demo,) = (p.default for p in audit.commands["demo"].params if p.name == "folder")
+    for folder in (demo, "lab", "figures", "_docs"):
+        ignored = ["git", "check-ignore", "-q", f"{folder}/some/report.ipynb"]
+        assert subprocess.run(ignored, cwd=ROOT).returncode == 0, folder
 
 
 def without_words(cell):
