@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+import zlib
+from contextlib import suppress
 from html import escape
 from html.parser import HTMLParser
 
@@ -508,3 +510,16 @@ def test_the_page_prints_on_a4(tmp_path, html):
     sizes = {tuple(map(float, m.split())) for m in re.findall(rb"/MediaBox \[0 0 ([^\]]+)\]", pdf)}
     assert len(sizes) == 1 and all(abs(a - b) < 1 for a, b in zip(*sizes, (595, 842), strict=True))
     assert 3 <= len(re.findall(rb"/Type /Page\b", pdf)) <= 12
+
+
+@browser
+def test_the_page_is_printed_on_a_few_pages_with_words_on_each(tmp_path, html):
+    (tmp_path / "report.html").write_text(html, encoding="utf-8")
+    chromium(tmp_path, f"--print-to-pdf={tmp_path}/report.pdf", (tmp_path / "report.html").as_uri())
+    pdf = (tmp_path / "report.pdf").read_bytes()
+    pages = len(re.findall(rb"/Type /Page\b", pdf))
+    written = 0
+    for stream in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", pdf, re.S):
+        with suppress(zlib.error):
+            written += re.search(rb"T[jJ]\b", zlib.decompress(stream)) is not None
+    assert 2 <= pages <= 12 and written >= pages

@@ -89,7 +89,7 @@ def patience(monkeypatch):
 # Tasks, with work that needs nothing to be loaded
 
 LIGHT = """
-import hashlib, os, time
+import errno, hashlib, os, time
 from pathlib import Path
 from trainprove_nb.lab.store import Store
 
@@ -101,8 +101,15 @@ def work(root, k):
     (here / f"{k}-{os.getpid()}").touch()
     while k == 1 and not Path(root, "go").exists():
         time.sleep(0.05)
+    full = Path(root, "full")  # where it is there, the worker that comes first has a full disk
+    if full.exists() and not full.read_text():
+        full.write_text(str(os.getpid()))
 
     def make(folder, scratch):
+        (folder / "half.txt").write_text("what was written before")
+        if full.exists() and full.read_text() == str(os.getpid()):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        (folder / "half.txt").unlink()
         (folder / "numbers.txt").write_text(hashlib.sha256(str(k).encode()).hexdigest() * 1000)
 
     return Store(Path(root, "lab")).get({"kind": "light", "k": k}, make).name
@@ -159,6 +166,26 @@ def test_one_worker_of_this_machine_is_this_process():
     for backend in ("sequential", "loky"):
         with workers(1, backend) as run:
             assert run is in_a_row
+
+
+@pytest.mark.parametrize("backend", ["loky", "dask", "ray"])
+def test_a_full_disk_on_one_node_spoils_nothing(tmp_path, light, backend):
+    if backend != "loky":
+        there(backend)
+    expected = done_by("sequential", light, tmp_path / "alone")
+    root = tmp_path / "together"
+    root.mkdir()
+    (root / "full").touch()
+    (root / "go").touch()
+    with workers(2, backend) as run:
+        problems = [problem for *_, problem in run(partial(light, str(root)), list(range(5)))]
+    assert any("No space left on device" in str(problem) for problem in problems)
+    kept, alone = digests(root / "lab"), digests(tmp_path / "alone/lab")
+    assert kept.items() <= alone.items()
+    (root / "full").unlink()
+    with workers(2, backend) as run:  # the same command, once there is space
+        again = sorted(run(partial(light, str(root)), list(range(5))), key=lambda done: done[0])
+    assert again == expected and digests(root / "lab") == alone
 
 
 def kill_who_does(root, then=None):
