@@ -189,6 +189,15 @@ def source(self: GeneratorRecipes, source: Source) -> dict:
     seed = seed_of("source", source.name)
     return self._tuned(base, self.train(source), self.scale.source_training, seed)
 
+# %% ../../nbs/lab/generator_recipes.ipynb #7d618761
+@patch
+def customer(
+    self: GeneratorRecipes,
+    k: int,  # from 0
+) -> int:
+    "The number of the k-th customer, or innocent, of which its randomness is derived."
+    return self.scale.first_customer + k
+
 # %% ../../nbs/lab/generator_recipes.ipynb #df2ad2ec
 @patch
 def secret(self: GeneratorRecipes, source: Source) -> tuple:
@@ -222,7 +231,7 @@ def generated(
         "model": self.source(source),
         "prompts": prompts,
         "shares": shares,
-        "role": [f"{use} data", source.name, k],
+        "role": [f"{use} data", source.name, self.customer(k)],
         "sampling": self.sampling,
         "threads": self.scale.threads,
     }
@@ -263,7 +272,7 @@ def suspect(
 ) -> dict:
     "The k-th infringing suspect at ρ, fine-tuned from the source's base or another."
     rho = check_rho(rho)  # 1 and 1. are one model
-    role = (use, source.name, rho, k)
+    role = (use, source.name, rho, self.customer(k))
     if base is not None:
         role = (*role, Path(base).name)
     data = self._suspect_data(source, rho, k, use, watermarked, role)
@@ -304,15 +313,15 @@ def innocent(
     use: str = "suspect",  # or "shadow": pictures and seeds of its own, as far as there are others
 ) -> dict:
     "The k-th innocent of a kind, from the source's base."
-    shadow = use == "shadow"
+    shadow, number = use == "shadow", self.customer(k)
     if kind == "same data":
         data = self.train(source)
         role = "same data shadow" if shadow else "same data"
     else:
         corpus = self.other(source) if kind == "other corpus" else source.corpus
-        data = self._real_mix(corpus, k, shadow)
+        data = self._real_mix(corpus, number, shadow)
         role = "calibration" if shadow else "real"
-    seed = seed_of("innocent", role, Path(source.base).name, k)
+    seed = seed_of("innocent", role, Path(source.base).name, number)
     return self._tuned(self.base(source.base), data, self.scale.suspect_training, seed)
 
 # %% ../../nbs/lab/generator_recipes.ipynb #d81f99ec

@@ -104,6 +104,11 @@ class SuspectKnobs:
     pairs: int = knob(
         500, "what a suspect is fine-tuned on (section 3.1)", count(1, 1_000_000), "pairs"
     )
+    first_customer: int = knob(
+        0,
+        "number of the first customer, and innocent: others have other pictures and seeds",
+        count(0, 1_000_000),
+    )
     overlap: float = knob(
         1.0,
         "share of the infringer's prompts that are captions of the source's training set (our reading)",

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..evidence.denoising import denoising_score
+from ..evidence.calibration import calibrated
 from ..evidence.log_test import log_test
 from ..evidence.matching import Differences, rms_score, whitened_score, whitening
 from .engine import Lab
@@ -22,6 +22,7 @@ from .generator_recipes import INNOCENTS, GeneratorRecipes, Source
 from .laundering import base_of
 from trainprove_nb.lab.log_recipes import (
     caption_answers,
+    own_model,
     picture_losses,
     picture_restored,
     withheld,
@@ -75,6 +76,7 @@ class LogPlan:
     everywhere: bool = (
         False  # infringers stand before all logs at every ρ, not at the largest alone
     )
+    own: tuple = ()  # ρ of the owner's own models, by which scores are calibrated; (): none
 
 # %% ../../nbs/lab/log_trials.ipynb #8daa8064
 def pool(
@@ -115,6 +117,12 @@ def _references(trials):
     bases = {recipe_name(base_of(t.model)): base_of(t.model) for t in trials}
     return [(Trial("", "base", 0.0, {}), base) for base in bases.values()]
 
+
+def _own(plan, source):
+    "The owner's own models: they stand before all logs."
+    rhos = [float(rho) for rho in plan.own]
+    return [Trial(source.name, "own", rho, own_model(plan.recipes, source, rho)) for rho in rhos]
+
 # %% ../../nbs/lab/log_trials.ipynb #d522b541
 def log_stages(
     plan: LogPlan,
@@ -124,24 +132,24 @@ def log_stages(
     "What the trials of a source need; of their bases too, to which suspects are compared."
     r = plan.recipes
     trials = trials or log_trials(r, source, plan.accounts, plan.innocents)
+    asked = [*trials, *_own(plan, source)]
     models = [(t, t.model) for t in trials]
-    measured = [*models, *_references(trials)]
     stages = {
         "source": [r.source(source)],
         "logs": pool(plan, source),
-        "suspects": [t.model for t in trials],
+        "suspects": [t.model for t in asked],
         "losses": [
             picture_losses(r, x, part)
-            for t, x in measured
+            for t, x in [*((t, t.model) for t in asked), *_references(trials)]
             for part in _shown(plan, source, t, plan.denoised).values()
         ],
         "restored": [
             picture_restored(r, x, part)
-            for t, x in measured
+            for t, x in [*models, *_references(trials)]
             for part in _shown(plan, source, t, plan.restored).values()
         ],
         "answers": [
-            caption_answers(r, x, source, k) for t, x in models for k in range(_asked(plan, t))
+            caption_answers(r, t.model, source, k) for t in asked for k in range(_asked(plan, t))
         ],
     }
     return {stage: wanted for stage, wanted in stages.items() if wanted}
@@ -159,6 +167,7 @@ class Pool:
         self.account, self.released = self.part // 2, self.part % 2 == 0
         self.captions = list(lab.pairs(plan.recipes.train(source))["text"])
         self.unit = None  # from `whitening`: found when it is first needed
+        self.own = None  # scores of the owner's own models: likewise
 
 # %% ../../nbs/lab/log_trials.ipynb #8e9ee2a5
 def _by_part(there, found):
@@ -169,14 +178,33 @@ def _by_part(there, found):
     return scores
 
 # %% ../../nbs/lab/log_trials.ipynb #2b7f58df
-def _open_weights(lab, plan, source, trial, there):
-    "Scores by a suspect's losses, its base the reference."
-    r, found = plan.recipes, {}
+def _calibrated(there, score, references):
+    "A score calibrated by those of other models, where all of them were shown the picture."
+    seen = np.isfinite([score, *references]).all(axis=0)
+    found = np.full(len(score), np.nan)
+    others = np.stack([reference[seen] for reference in references])
+    found[seen] = calibrated(score[seen], others, there.prompts[seen])
+    return found
+
+# %% ../../nbs/lab/log_trials.ipynb #d5f04b84
+def _known(lab, plan, source, trial, model, there):
+    "Minus a model's losses on what is shown in a trial, in the mean of all levels."
+    found = {}
     for place, part in _shown(plan, source, trial, plan.denoised).items():
-        models = trial.model, base_of(trial.model)
-        suspect, base = (lab.array(picture_losses(r, x, part)) for x in models)
-        found[place] = denoising_score(suspect, base)
-    return {"open weights": _by_part(there, found)} if found else {}
+        found[place] = -lab.array(picture_losses(plan.recipes, model, part)).mean(1)
+    return _by_part(there, found)
+
+# %% ../../nbs/lab/log_trials.ipynb #f46b7d5d
+def _open_weights(lab, plan, source, trial, there):
+    "Scores by a suspect's losses, its base and the owner's own models the references."
+    if not _shown(plan, source, trial, plan.denoised):
+        return {}
+    models = [trial.model, base_of(trial.model), *(own.model for own in _own(plan, source))]
+    suspect, base, *own = (_known(lab, plan, source, trial, model, there) for model in models)
+    scores = {"open weights": suspect - base}
+    if own:
+        scores["open weights, calibrated"] = _calibrated(there, suspect, [base, *own])
+    return scores
 
 # %% ../../nbs/lab/log_trials.ipynb #1f9099cc
 def _image_to_image(lab, plan, source, trial, there):
@@ -192,7 +220,24 @@ def _image_to_image(lab, plan, source, trial, there):
 def _prompts_only(lab, plan, source, trial, there):
     "Scores by a suspect's answers."
     repeats = _asked(plan, trial)
-    return _answer_scores(lab, plan, source, trial, there, repeats) if repeats else {}
+    if not repeats:
+        return {}
+    scores = _answer_scores(lab, plan, source, trial, there, repeats)
+    if plan.own:
+        own = _own_matches(lab, plan, source, there)
+        scores["prompts only, calibrated"] = _calibrated(there, scores["prompts only"], own)
+    return scores
+
+# %% ../../nbs/lab/log_trials.ipynb #fc76d752
+def _own_matches(lab, plan, source, there):
+    "How the answers of the owner's own models match the pool; found once."
+    if there.own is None:
+        scored = (
+            _answer_scores(lab, plan, source, own, there, plan.repeats)
+            for own in _own(plan, source)
+        )
+        there.own = [scores["prompts only"] for scores in scored]
+    return there.own
 
 # %% ../../nbs/lab/log_trials.ipynb #6a37b180
 def _differences(lab, plan, source, trial, there, repeats) -> Differences:

@@ -10,6 +10,7 @@ __all__ = ['LOG_CHECKS', 'shuffles', 'measure_log_power', 'power', 'accused', 'f
 import numpy as np
 import pandas as pd
 
+from ..data.mix import check_rho
 from ..evidence.rates import Rate, mean_interval, proportion
 from ..lab.knobs import count
 from ..lab.log_trials import DRAWS, LogPlan, log_stages, measure_logs
@@ -30,6 +31,15 @@ def _whole(name, least, most):
 
     return check
 
+# %% ../../nbs/report/log_power.ipynb #7e9315d8
+def _shares(value, recipes, asked):
+    "A check for the ρ of the owner's own models, each once."
+    if not isinstance(value, list) or len({str(rho) for rho in value}) < len(value):
+        raise ValueError(
+            f"own = {value!r}: give a list of numbers from 0 to 1, each once, as [0, 0.3]"
+        )
+    return [check_rho(rho) if rho else 0 for rho in value]
+
 # %% ../../nbs/report/log_power.ipynb #8c3ae7c0
 LOG_CHECKS = {  # for `plan_experiment`
     "accounts": _whole("accounts", 1, 1000),
@@ -38,12 +48,14 @@ LOG_CHECKS = {  # for `plan_experiment`
     "restored": _whole("restored", 0, 1000),
     "innocents": _whole("innocents", 1, 1000),
     "redrawn": _whole("redrawn", 1, 10_000),
+    "own": _shares,
 }
 
 # %% ../../nbs/report/log_power.ipynb #8ce6405d
 def _log_plan(plan) -> LogPlan:
     knobs = ("accounts", "m", "repeats", "restored", "innocents")
-    return LogPlan(plan.recipes, **{name: plan.parameters[name] for name in knobs})
+    asked = {name: plan.parameters[name] for name in knobs}
+    return LogPlan(plan.recipes, own=tuple(plan.parameters["own"]), **asked)
 
 # %% ../../nbs/report/log_power.ipynb #6112bb84
 def _answers_alone(plan) -> LogPlan:
