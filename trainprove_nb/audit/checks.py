@@ -45,6 +45,13 @@ def refusal(
         value = value.get(name, _NOTHING) if isinstance(value, dict) else _NOTHING
     return self._origin._told(path, advice, value)
 
+# %% ../../nbs/audit/checks.ipynb #8c5ce4ae
+def _generator_problem(model: str) -> str:
+    "Why there is no such generator; empty where there seems to be."
+    if os.path.isabs(model) and not os.path.exists(model):
+        return f"there is no {model}: give a folder, or a name (owner/model, {', '.join(BUNDLED)})"
+    return _problem(partial(model_path, model))
+
 # %% ../../nbs/audit/checks.ipynb #9ebb202c
 def _check_models(audit: AuditFile) -> Iterator:  # (key, advice)
     "Models that are not there."
@@ -54,15 +61,21 @@ def _check_models(audit: AuditFile) -> Iterator:  # (key, advice)
         if problem := _problem(partial(_classifier_opens, base)):
             yield "suspect.base", problem
     for key, model in models.items():
-        if model is None:
-            continue
-        if os.path.isabs(model) and not os.path.exists(model):
-            yield (
-                key,
-                f"there is no {model}: give a folder, or a name (owner/model, {', '.join(BUNDLED)})",
-            )
-        elif problem := _problem(partial(model_path, model)):
+        if model is not None and (problem := _generator_problem(model)):
             yield key, problem
+
+# %% ../../nbs/audit/checks.ipynb #b47c9d0a
+def _check_references(audit: AuditFile) -> Iterator:  # (key, advice)
+    "Models of the owner's own that are not there, or that are the suspect."
+    names = audit.suspect.kind == "classifier"
+    for model in audit.test.references:
+        problem = (
+            _problem(partial(_classifier_opens, model)) if names else _generator_problem(model)
+        )
+        if model == audit.suspect.model:
+            problem = "the suspect is among them: give models of your own"
+        if problem:
+            yield "test.references", problem
 
 # %% ../../nbs/audit/checks.ipynb #ea5a1266
 def _pairs_problem(folder: str) -> str:
@@ -105,6 +118,7 @@ def _folders_of(audit: AuditFile) -> dict:  # key -> folder that is there
     given |= {"owned.trained_on": audit.owned.trained_on, "control.others": audit.control.others}
     given |= {"suspect.model": audit.suspect.model, "suspect.base": audit.suspect.base}
     given |= {"owned.model": audit.owned.model, "control.base": audit.control.base}
+    given |= {f"test.references, {k}": x for k, x in enumerate(audit.test.references, 1)}
     return {key: Path(x).resolve() for key, x in given.items() if x and os.path.isdir(x)}
 
 # %% ../../nbs/audit/checks.ipynb #d8bb7092
@@ -202,7 +216,7 @@ def _check_log(audit: AuditFile) -> Iterator:  # (key, advice)
 # %% ../../nbs/audit/checks.ipynb #62e0232a
 _ONLY_WITH_LOG = ("control", "owned.settings", "suspect.access")
 _ONLY_WITH_LOG += tuple(
-    f"test.{key}" for key in ("answers", "questions", "price", "draws", "score")
+    f"test.{key}" for key in ("answers", "questions", "price", "draws", "score", "references")
 )
 _ONLY_WITHOUT = ("owned.trained_on", "lab.scale", "lab.knobs")
 
@@ -302,6 +316,7 @@ def _check_level(audit: AuditFile) -> Iterator:  # (key, advice)
 _CHECKS = (
     _check_use,
     _check_models,
+    _check_references,
     _check_pictures,
     _check_log,
     _check_suspect,

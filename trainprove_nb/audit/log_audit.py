@@ -37,6 +37,7 @@ from trainprove_nb.audit.scores import (
 from .sections import AuditFile
 from ..data.folders import read_pairs
 from ..data.pairs import PicturesOnDisk
+from ..evidence.calibration import calibrated, check_innocent
 from ..evidence.guards import blind_test, picture_features, placebo_p, sensitivity
 from ..evidence.how_much import learnt_share, released_effect
 from ..evidence.log_test import LogVerdict, _blocks, centred, least_p, log_test
@@ -66,6 +67,8 @@ class LogAudit:
     reference_name: str = ""
     owned: str = ""  # digest of the owner's weights, where they are there
     labels: bool = False  # whether a classifier is asked for labels alone
+    own: dict = field(default_factory=dict)  # name -> `Asked`, the owner's `test.references`
+    known: np.ndarray | None = None  # (models, n) scores by them, once they were asked
 
 # %% ../../nbs/audit/log_audit.ipynb #a4a8fbf6
 def _sampler(audit: AuditFile) -> Sampler | None:
@@ -161,6 +164,13 @@ def _reference(audit: AuditFile) -> tuple:  # (pipeline or None, its name)
     name = audit.suspect.base or audit.owned.model
     return (load_model(name), name) if name else (None, "")
 
+# %% ../../nbs/audit/log_audit.ipynb #db00d602
+def _own_model(audit: AuditFile, name: str) -> Asked:
+    "A model of the owner's own, opened to be asked as the suspect is."
+    if audit.suspect.kind == "classifier":
+        return Asked(open_classifier(name, _classes(audit)), {})
+    return asked(own_suspect(load_model(name), **audit.owned.settings), name)
+
 # %% ../../nbs/audit/log_audit.ipynb #1956b630
 def service_answers(
     audit: AuditFile,
@@ -198,6 +208,7 @@ def open_log_audit(
         opened.reference, opened.reference_name = _reference(audit)
     elif opened.access == "classes":
         opened.reference_name = audit.suspect.base or ""
+    opened.own = {name: _own_model(audit, name) for name in audit.test.references}
     _look_for_the_owner(opened)
     _check_reach(opened)
     if audit.control.rhos:  # what is wrong with its pictures is told before a question is asked
@@ -220,6 +231,11 @@ def _look_for_the_owner(opened: LogAudit) -> None:
             f"the suspect has the weights of {opened.reference_name}, byte for byte: it learnt nothing "
             "since, and cannot have learnt from the log"
         )
+    for name, own in opened.own.items():
+        if theirs and theirs == own.name.get("weights"):
+            raise ValueError(
+                f"test.references: {name} has the suspect's weights, byte for byte: give models of your own"
+            )
 
 # %% ../../nbs/audit/log_audit.ipynb #488dfb9d
 def _to_be_asked(opened: LogAudit) -> np.ndarray:  # bool (n,)
@@ -272,8 +288,18 @@ def measure(
     suspect: Asked | None = None,  # None: the suspect; else a control, asked alike
     progress: bool = False,
 ) -> Measured:
-    "Ask, and score every picture; no label is looked at."
-    who = suspect or opened.suspect
+    """Ask, score every picture, and calibrate by the owner's own models; no score sees a label.
+
+    Raises ValueError for a model of the owner's that knows the log."""
+    found = _measured(opened, suspect or opened.suspect, progress)
+    if opened.own:
+        known = _known_to_own(opened, progress)
+        found.scores = calibrated(found.scores, known, opened.log.block[found.there])
+    return found
+
+# %% ../../nbs/audit/log_audit.ipynb #6e087eb9
+def _measured(opened, who, progress) -> Measured:
+    "Ask, and score every picture."
     if opened.audit.test.score:
         return _measure_own(opened, who)
     if opened.access == "prompts":
@@ -283,6 +309,19 @@ def measure(
     scores = _SCORES[opened.access](opened, who, progress)
     n = len(scores)
     return Measured(scores, np.ones(n, bool), f"each of {n:,} pictures, by {opened.access}")
+
+# %% ../../nbs/audit/log_audit.ipynb #e6ece4e7
+def _known_to_own(opened, progress) -> np.ndarray:  # (models, n)
+    "Scores by the owner's own models. Raises ValueError for one that knows the log."
+    if opened.known is None:
+        each = {name: _measured(opened, own, progress) for name, own in opened.own.items()}
+        log, p_values = opened.log, {}
+        for name, own in each.items():
+            labels = log.released[own.there], log.block[own.there]
+            p_values[name] = log_test(own.scores, *labels, opened.audit.test.draws).p
+        check_innocent(p_values)
+        opened.known = np.stack([own.scores for own in each.values()])
+    return opened.known
 
 # %% ../../nbs/audit/log_audit.ipynb #fae77a55
 def _measure_prompts(opened, who, progress) -> Measured:

@@ -374,6 +374,12 @@ def _from_its_folder(audit, given: str) -> str:
     "A file or folder as it stands to the audit's file: where that lies is nobody's business."
     return os.path.relpath(given, audit.folder) if os.path.exists(given) else given
 
+# %% ../../nbs/audit/log_verdict.ipynb #1e34677c
+def _calibration(opened) -> dict:
+    "Which models of the owner's own were asked; nothing where there are none."
+    names = [_from_its_folder(opened.audit, name) for name in opened.own]
+    return {"calibrated by": ", ".join(names)} if names else {}
+
 # %% ../../nbs/audit/log_verdict.ipynb #3d52475e
 def _facts(opened, found) -> list:
     "What was asked, and of what."
@@ -388,6 +394,7 @@ def _facts(opened, found) -> list:
         "access": opened.access,
         "asked": found.measured.asked,
         "compared with": _from_its_folder(audit, opened.reference_name or "nothing"),
+        **_calibration(opened),
         "log": _from_its_folder(audit, audit.released.log),
         "log, digest": log.digest,
         "withheld pictures": log.drawn or "from the log",

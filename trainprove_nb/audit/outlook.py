@@ -160,13 +160,15 @@ def _asking(audit, access, pictures, prompts, seconds: float) -> float:
 # %% ../../nbs/audit/outlook.ipynb #d47888af
 def _time(audit, access, released, pictures, prompts) -> str:
     "How long it takes, and where that number comes from."
-    asking, control, basis = _seconds(audit, access, released, pictures, prompts)
+    alone, control, basis = _seconds(audit, access, released, pictures, prompts)
     rate = _a_minute(audit)
-    asking = _asking(audit, access, pictures, prompts, asking)
+    asking = _asking(audit, access, pictures, prompts, alone)
     controls = len(audit.control.rhos)
     told = f"Time: {told_hours(asking / 3600)} for the suspect"
     if controls and audit.suspect.kind == "generator":
         told += f", {told_hours(control * controls / 3600)} for controls"
+    if own := len(audit.test.references):
+        told += f", {told_hours(alone * own / 3600)} for references"
     limit = f"; at most {rate:g} questions a minute" if rate else ""
     return f"{told} ({basis}{limit})."
 
@@ -178,10 +180,14 @@ def expected_power(
     access: str,  # weights, pictures or prompts
     released: int,  # pictures in the log
     level: float = 0.05,
+    calibrated: bool = False,  # by models of the owner's own
 ) -> pd.DataFrame:  # columns rho, chance; empty where the lab has no such suspects
     "Chance to find an infringer, as the mini lab suggests: an estimate. Logs beyond the lab's get no more."
     _, tables, _ = read_results(shipped_results("release"), "release")
-    rows = where(tables[""], kind="infringing", access=IN_THE_LAB.get(access, access))
+    name, infringing = IN_THE_LAB.get(access, access), where(tables[""], kind="infringing")
+    if calibrated and f"{name}, calibrated" in set(infringing.access):
+        name = f"{name}, calibrated"
+    rows = where(infringing, access=name)
     z = rows.z * np.sqrt(np.minimum(released / rows.released, 1))
     chances = pd.DataFrame({"rho": rows.rho, "chance": norm.sf(norm.isf(level) - z)})
     return chances.groupby("rho", as_index=False).chance.mean()
@@ -212,6 +218,7 @@ def _with_log(audit) -> Iterator:
     pictures = released + (withheld or released * audit.released.withheld)
     yield from _price(audit, access, asked_in_all(audit, access, pictures, prompts))
     yield _controls(audit)
+    yield _references(audit)
     yield _time(audit, access, released, pictures, prompts)
     yield from _hopes(audit, access, released)
 
@@ -233,9 +240,23 @@ def _controls(audit) -> str:
     told = ", ".join(f"{rho:g}" for rho in audit.control.rhos)
     return f"Controls: models trained on the log, at ρ = {told}, put to the same test."
 
+# %% ../../nbs/audit/outlook.ipynb #ecc61939
+def _references(audit) -> str:
+    "Which models of the owner's own are asked."
+    own = len(audit.test.references)
+    if not own:
+        return (
+            "References: none. Models of your own that learnt nothing of the log would let it tell more "
+            "(test.references); give them before the suspect is asked, not after."
+        )
+    return (
+        f"References: {own} of your own, asked as the suspect is; what they say too is taken out."
+    )
+
 # %% ../../nbs/audit/outlook.ipynb #fe9b4b9c
 def _hopes(audit, access, released) -> Iterator:
-    chances = expected_power(access, released, audit.test.level)
+    calibrated = bool(audit.test.references)
+    chances = expected_power(access, released, audit.test.level, calibrated)
     if len(chances):
         told = ", ".join(f"{row.chance:.2f} at ρ = {row.rho:g}" for row in chances.itertuples())
         yield f"Hope: by the mini lab's models, an infringer would be found with a chance of {told}."
@@ -276,7 +297,8 @@ def stages(
     asking, control, _ = _seconds(audit, access, released, pictures, prompts)
     drawn = 0 if withheld else pictures - released
     found = {"log": 5 + drawn * _assumed(audit).seconds["picture"]}
-    found |= {"suspect": 1 + _asking(audit, access, pictures, prompts, asking), "test": 5}
+    suspect = _asking(audit, access, pictures, prompts, asking)
+    found |= {"suspect": 1 + suspect + len(audit.test.references) * asking, "test": 5}
     found |= {f"control, ρ = {rho:g}": 1 + control for rho in audit.control.rhos}
     return found | {"report": 5}
 

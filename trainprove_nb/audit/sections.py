@@ -299,6 +299,13 @@ class Suspect(_Section):
             _refuse("model and adapter are both given: leave one of them out")
         return self
 
+# %% ../../nbs/audit/sections.ipynb #06204203
+def _each_once(values: tuple) -> tuple:
+    "No value twice."
+    if len(set(values)) < len(values):
+        _refuse("a value comes twice: give each once")
+    return values
+
 # %% ../../nbs/audit/sections.ipynb #d5ad40ff
 class TestSettings(_Section):
     "How it is tested."
@@ -314,13 +321,12 @@ class TestSettings(_Section):
         example="my_module:my_score",
         json_schema_extra={"format": "module:function"},
     )
-
-# %% ../../nbs/audit/sections.ipynb #06204203
-def _each_once(values: tuple) -> tuple:
-    "No value twice."
-    if len(set(values)) < len(values):
-        _refuse("a value comes twice: give each once")
-    return values
+    references: Annotated[tuple[_Model, ...], Strict(False), AfterValidator(_each_once)] = _key(
+        "models of your own that learnt nothing of the log: what they say too is taken out",
+        (),
+        ["models/mine-1", "models/mine-2"],
+        max_length=10,
+    )
 
 # %% ../../nbs/audit/sections.ipynb #e012ac1c
 _Share = Annotated[float, Field(gt=0, le=1)]

@@ -166,14 +166,22 @@ def legend_below(
 def panel_row(
     names: list,  # one panel each
     draw: Callable,  # draw(ax, name) fills a panel
-    height: float = 3.0,  # of the figure, in inches
+    height: float = 3.0,  # of a row, in inches
+    ylabel: str = "",  # at the left of each row
+    columns: int | None = None,  # panels in a row; None: all of them
 ):
     "A figure with its panels side by side, what is named at the left shared. Returns the matplotlib figure."
     style()
-    look = dict(figsize=(1.4 + 2.7 * len(names), height), sharey=True, squeeze=False)
-    fig, axes = plt.subplots(1, len(names), layout="constrained", **look)
-    for ax, name in zip(axes.flat, names, strict=True):
+    columns = columns or len(names)
+    rows = -(-len(names) // columns)
+    look = dict(figsize=(1.4 + 2.7 * columns, height * rows), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(rows, columns, layout="constrained", **look)
+    for ax in axes.flat[len(names) :]:
+        ax.remove()
+    for ax, name in zip(axes.flat, names, strict=False):
         draw(ax, name)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(ylabel)
     return fig
 
 # %% ../../nbs/report/figures.ipynb #8ff2e9ee

@@ -180,6 +180,12 @@ def _draw_access(ax, rows):
     ax.axhline(2.33, color="k", lw=0.6, ls=":")
     ax.axhline(0, color="k", lw=0.5)
 
+# %% ../../nbs/report/log_power.ipynb #96c2fe3d
+def _panels(table, draw, **look):
+    "A panel an access, at most four in a row: where there are more, three."
+    names = list(table.access.unique())
+    return panel_row(names, draw, columns=None if len(names) <= 4 else 3, **look)
+
 # %% ../../nbs/report/log_power.ipynb #b6befeb5
 def standing_figure(table: pd.DataFrame):
     "A panel an access, a dot a suspect before a log. Returns the matplotlib figure."
@@ -188,9 +194,7 @@ def standing_figure(table: pd.DataFrame):
         _draw_access(ax, where(table, access=access))
         ax.set_title(access)
 
-    fig = panel_row(list(table.access.unique()), draw, height=3.4)
-    fig.axes[0].set_ylabel("standard deviations")
-    return fig
+    return _panels(table, draw, height=3.4, ylabel="standard deviations")
 
 # %% ../../nbs/report/log_power.ipynb #76fc5962
 def standing_alt(table: pd.DataFrame) -> str:
@@ -222,8 +226,7 @@ def innocence_figure(redrawn: pd.DataFrame):
         ax.plot([0, 1], [0, 1], "k:", lw=0.8)
         ax.set(title=access, xlabel="p")
 
-    fig = panel_row(list(redrawn.access.unique()), draw, height=2.8)
-    fig.axes[0].set_ylabel("share at or below")
+    fig = _panels(redrawn, draw, height=2.8, ylabel="share at or below")
     fig.axes[0].legend(fontsize=7, frameon=False)
     return fig
 
