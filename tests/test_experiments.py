@@ -67,6 +67,8 @@ OTHERS = {
         "repeats": (-1, "repeats = -1", "at least 0"),
         "rhos": ([0], "rhos", "above 0"),
         "sources": (["mini-v3"], "'mini-v3'", "choose"),
+        "own": ([0, 2], "rho = 2", "give"),
+        "knobs": ({"first_customer": -1}, "first_customer", "at least 0"),
     },
     "long_log": {
         "repeats": (0, "repeats = 0", "whole number"),
@@ -243,7 +245,7 @@ STYLED = {"generators": ["mini-v1 in blueprints", "mini-v2"], "style_pairs": 8}
 STYLED |= {"style_training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
 SHORTER = {  # what takes minutes
     "fair_trainprove": {"knobs": STYLED},
-    "release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2},
+    "release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2, "knobs": {}},
     "release_classifiers": {"rhos": [1], "redrawn": 2},
     "long_log": {"accounts": 1, "repeats": 2, "redrawn": 1, "parts": 1},
     "rivals": {"rhos": [1], "accounts": 1, "repeats": 1},

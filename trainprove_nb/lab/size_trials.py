@@ -20,6 +20,8 @@ from trainprove_nb.lab.log_trials import (
     LogPlan,
     Pool,
     _answer_scores,
+    _calibrated,
+    _own_matches,
     _with_both_sides,
     picture_scores,
 )
@@ -54,8 +56,11 @@ def _scores_by_effort(lab, plan, source, trial, there):
     scores = {(access, 0): score for access, score in unasked.items()}
     asked = plan.repeats if trial.rho >= plan.least_asked else 0
     for n in range(1, asked + 1):
-        found = _answer_scores(lab, plan, source, trial, there, n)
-        scores["prompts only", n] = found["prompts only"]
+        found = _answer_scores(lab, plan, source, trial, there, n)["prompts only"]
+        scores["prompts only", n] = found
+        if plan.own:
+            own = _own_matches(lab, plan, source, there)
+            scores["prompts only, calibrated", n] = _calibrated(there, found, own)
     return scores
 
 # %% ../../nbs/lab/size_trials.ipynb #c87e5ff3

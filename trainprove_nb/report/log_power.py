@@ -62,7 +62,8 @@ def _answers_alone(plan) -> LogPlan:
     "Logs of which answers alone are asked."
     knobs = ("accounts", "m", "repeats", "innocents")
     asked = {name: plan.parameters[name] for name in knobs}
-    return LogPlan(plan.recipes, denoised=0, restored=0, **asked)
+    own = tuple(plan.parameters.get("own", ()))
+    return LogPlan(plan.recipes, denoised=0, restored=0, own=own, **asked)
 
 # %% ../../nbs/report/log_power.ipynb #ac429fbb
 def _joined(each):
