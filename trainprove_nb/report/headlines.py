@@ -172,5 +172,5 @@ def evidence_headlines(
     for access in audits[""].access.unique():
         told |= _said_of(audits[""], access)
     for name, access in (("open", "open weights"), ("asked", "prompts only")):
-        told |= _found_by(released[""], name, access)
+        told |= _found_by(released[""], name, f"{access}, calibrated")
     return told

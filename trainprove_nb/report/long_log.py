@@ -171,7 +171,9 @@ def found_by(
 ) -> pd.DataFrame:  # index: answers; columns: how much; `Rate`s
     "Mean share of parts of its own log before which an infringer is found, with its 95% interval."
     who = ["answers", by, "source", "suspect"]
-    shares = where(table, access=kept_access(table)).groupby(who).p.apply(lambda p: np.mean(p <= level))
+    shares = (
+        where(table, access=kept_access(table)).groupby(who).p.apply(lambda p: np.mean(p <= level))
+    )
     return shares.groupby(["answers", by]).apply(lambda x: proportion(x.sum(), len(x))).unstack(by)
 
 # %% ../../nbs/report/long_log.ipynb #b798b163
