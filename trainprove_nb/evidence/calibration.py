@@ -19,7 +19,9 @@ def _check_references(score, references, block) -> None:
             "give one of each for every picture"
         )
     if not (np.isfinite(score).all() and np.isfinite(references).all()):
-        raise ValueError("a score is not a finite number: leave that prompt out, with all its pictures")
+        raise ValueError(
+            "a score is not a finite number: leave that prompt out, with all its pictures"
+        )
 
 # %% ../../nbs/evidence/calibration.ipynb #aae6115f
 def calibrated(

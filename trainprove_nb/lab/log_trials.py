@@ -117,7 +117,7 @@ def _references(trials):
     bases = {recipe_name(base_of(t.model)): base_of(t.model) for t in trials}
     return [(Trial("", "base", 0.0, {}), base) for base in bases.values()]
 
-
+# %% ../../nbs/lab/log_trials.ipynb #e413ed48
 def _own(plan, source):
     "The owner's own models: they stand before all logs."
     rhos = [float(rho) for rho in plan.own]
