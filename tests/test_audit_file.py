@@ -127,6 +127,8 @@ VALUES = [  # key, value as YAML, advice
     ("test.draws", "9", "= 9: give a whole number of at least 99"),
     ("test.draws", "1e5", "= 100000.0: give a whole number"),
     ("test.score", "my_score", "give a text of the form module:function"),
+    ("test.references", "mini-v1", "= 'mini-v1': give a list .* of texts"),
+    ("test.references", "[mini-v1, mini-v1]", "a value comes twice: give each once"),
     ("control.rhos", "0.3", "= 0.3: give a list .* of numbers above 0 and at most 1"),
     ("control.rhos", "[0.3, 0.3]", "a value comes twice: give each once"),
     ("control.rhos", str([k / 100 for k in range(1, 12)]), "give a list"),
@@ -611,7 +613,9 @@ def test_a_new_file_has_every_key_once_with_what_it_means(tmp_path):
 def test_the_example_is_read_and_the_schema_takes_it(tmp_path):
     example = whole_example(tmp_path)
     audit = audit_of(tmp_path, example)
-    assert audit.test == AuditFile(suspect={"model": "mini-v1"}).test
+    assert [Path(model).name for model in audit.test.references] == ["mine-1", "mine-2"]
+    usual = AuditFile(suspect={"model": "mini-v1"}).test
+    assert audit.test.model_copy(update={"references": ()}) == usual
     assert audit.control.rhos == (1, 0.3)
     schema = json.loads((tmp_path / "audit.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
