@@ -32,6 +32,7 @@ from trainprove_nb.lab.log_recipes import own_model, withheld
 from trainprove_nb.lab.log_trials import LogPlan, log_stages, log_trials
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.models import classifiers as networks
+from trainprove_nb.report.results import read_results, shipped_results
 
 PROMPTS = np.repeat(np.arange(60), 3)
 LABELS = np.tile([True, False, False], 60)
@@ -280,3 +281,30 @@ def test_hopes_are_those_of_calibrated_suspects():
         plain, more = (expected_power(access, 100, 0.01, c).chance.sum() for c in (False, True))
         assert more > plain
     assert expected_power("pictures", 100, 0.01, True).equals(expected_power("pictures", 100, 0.01))
+
+
+def test_what_pages_say_of_the_shipped_run():
+    "Nobody is lost by calibrating, and whoever was missed at ρ = .3 is found."
+    table = read_results(shipped_results("release"), "release")[1][""]
+    guilty, who = table[table.kind == "infringing"], ["source", "account", "rho"]
+    for access in ("open weights", "prompts only"):
+        names = (access, f"{access}, calibrated")
+        plain, more = (guilty[guilty.access == a].set_index(who).p <= 0.01 for a in names)
+        assert len(plain) == len(more) > 0 and not (plain & ~more.loc[plain.index]).any()
+        assert more.xs(0.3, level="rho").all() and not plain.xs(0.3, level="rho").all()
+
+
+def test_references_are_asked_before_the_suspect(generators, log, monkeypatch):  # noqa: F811
+    "A reference that is refused costs no question."
+    asked = []
+
+    def suspect(prompts, seeds):
+        asked.extend(prompts)
+        raise AssertionError("the suspect was asked")
+
+    with_references(monkeypatch, generators, **{"mini-v1": "guilty"})
+    file = audit_file(generators, log, {"adapter": "mine:innocent"}, references=["mini-v1"])
+    opened = log_audit.open_log_audit(read_audit(file))
+    opened.suspect = Asked(suspect, {"adapter": "counted"})
+    refused(lambda: log_audit.measure(opened), "mini-v1", "knows the log")
+    assert asked == []

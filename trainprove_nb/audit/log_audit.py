@@ -291,9 +291,9 @@ def measure(
     """Ask, score every picture, and calibrate by the owner's own models; no score sees a label.
 
     Raises ValueError for a model of the owner's that knows the log."""
+    known = _known_to_own(opened, progress) if opened.own else None
     found = _measured(opened, suspect or opened.suspect, progress)
-    if opened.own:
-        known = _known_to_own(opened, progress)
+    if known is not None:
         found.scores = calibrated(found.scores, known, opened.log.block[found.there])
     return found
 
