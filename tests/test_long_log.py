@@ -13,6 +13,7 @@ from trainprove_nb.evidence.denoising import LEVELS
 from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
+from trainprove_nb.lab.log_recipes import own_model
 from trainprove_nb.lab.log_trials import LogPlan, Pool, log_stages, log_trials
 from trainprove_nb.lab.size_trials import (
     few_prompts,
@@ -120,6 +121,17 @@ def test_suspects_that_learn_from_thousands_draw_from_a_split_that_holds_them():
     (plain,) = long.sources(["mini-v1"])
     parts = long.innocent(plain, "disjoint data", 0)["pairs"]["real"]["parts"]
     assert [(p["split"], p["n"]) for p in parts] == [("real, many", 7500)] * 2
+
+
+def test_the_owner_s_own_models_of_a_long_log_learn_from_other_pictures_than_suspects():
+    long = GeneratorRecipes(generator_scale("mini", pairs=5000))
+    (source,) = long.sources(["mini-v1-emoji"])
+    for rho in (0, 0.3):
+        own = own_model(long, source, rho)["pairs"]["real"]
+        assert (own["split"], own["n"]) == ("labelled", 15_000)
+        assert own["n"] <= len(SPLITS[own["split"]])
+    judged = long.suspect(source, 0.3, 0)["pairs"]["real"]["split"]
+    assert not set(SPLITS["labelled"]) & (set(SPLITS[judged]) | set(SPLITS["source"]))
 
 
 ASKED = dict(scale="mini", knobs={}, sources=["mini-v1-avatars"], rhos=[0.3], accounts=1, m=1)
