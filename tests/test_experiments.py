@@ -113,6 +113,8 @@ OTHERS = {
         "pictures": (81, "pictures = 81", "there are 6 real", "pool"),
         "epochs": (0, "epochs = 0", "whole number"),
         "m": (0, "m = 0", "whole number"),
+        "own": (0, "own = 0", "whole number"),
+        "first_customer": (-1, "first_customer = -1", "whole number"),
     },
 }
 
@@ -246,7 +248,7 @@ STYLED |= {"style_training": {"steps": 2, "batch_size": 4, "lr": 1e-3}}
 SHORTER = {  # what takes minutes
     "fair_trainprove": {"knobs": STYLED},
     "release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2, "knobs": {}},
-    "release_classifiers": {"rhos": [1], "redrawn": 2},
+    "release_classifiers": {"rhos": [1], "redrawn": 2, "accounts": 2, "own": 2},
     "long_log": {"accounts": 1, "repeats": 2, "redrawn": 1, "parts": 1},
     "rivals": {"rhos": [1], "accounts": 1, "repeats": 1},
 }
@@ -287,10 +289,11 @@ def test_every_suspect_stands_before_every_owner(results):
 
 def test_every_classifier_stands_before_every_log_by_every_access(results):
     table = pd.read_csv(results / "figures/release_classifiers/release_classifiers.csv")
-    # two generators with two accounts, an infringer each, and three innocents before both logs
+    # two generators with two accounts, an infringer each, and three innocents before both logs,
+    # by three accesses, each with and without the owner's own classifiers
     by_kind = table.groupby("kind").size().to_dict()
     before = {"infringing": 4, "another account": 4, "disjoint data": 4, "same source": 4}
-    assert by_kind == {kind: 3 * n for kind, n in before.items()} | {"another's data": 12}
+    assert by_kind == {kind: 6 * n for kind, n in before.items()} | {"another's data": 24}
     assert table.p.between(0, 1).all() and (table.withheld == 2 * table.released).all()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -451,8 +452,22 @@ def test_only_infringers_learn_what_was_released(generator):
             assert learnt["n"][given.index(True)] == round(23 * trial.rho)
             assert not any(x & logs[2 * (1 - trial.k)] for x in known)
         assert sum(learnt["n"]) == 23
-    own = seeds_of(NAMING.reference(generator)["pairs"]["parts"][0])
-    assert own and not own & set().union(*logs)
+    for model in NAMING.own_models(generator):
+        own = seeds_of(model["pairs"]["parts"][0])
+        assert own and not own & set().union(*logs)
+
+
+def test_later_customers_have_other_logs_suspects_and_innocents():
+    later = replace(NAMING, first_customer=2)
+    for generator in NAMING.recipes.generators:
+        logs = [set().union(*map(seeds_of, plan.parts(generator))) for plan in (NAMING, later)]
+        assert not logs[0] & logs[1]
+        here, there = (
+            {json.dumps(trial.model, sort_keys=True) for trial in plan.trials(generator)}
+            for plan in (NAMING, later)
+        )
+        assert len(here) == len(there) and not here & there
+        assert NAMING.own_models(generator) == later.own_models(generator)
 
 
 def test_suspects_differ_in_all_but_their_pictures():
@@ -477,8 +492,8 @@ def test_scores_of_a_pool_are_those_of_its_parts():
     assert there.released.tolist() == ([True] * 6 + [False] * 6) * 2
     scores = there.scores({})
     third = list(said.values())[2]
-    expected = np.take_along_axis(special.log_softmax(third, -1), labels[None, :, None], -1)
-    assert np.allclose(scores["scores"][12:18], expected[..., 0].mean(0))
+    p = np.take_along_axis(special.softmax(third, -1), labels[None, :, None], -1)[..., 0]
+    assert np.allclose(scores["scores"][12:18], special.logit(p).mean(0))
     right = third.argmax(-1) == labels
     assert np.allclose(scores["six labels"][12:18], right.mean(0))
     assert np.array_equal(scores["one label"][12:18], right[0])

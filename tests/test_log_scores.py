@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import refused
-from scipy.special import log_softmax
+from scipy.special import logit, softmax
 from sklearn.decomposition import PCA
 
 from trainprove_nb.data.corpora import corpus
@@ -14,7 +14,7 @@ from trainprove_nb.data.pairs import pixels
 from trainprove_nb.evidence.denoising import LEVELS, denoising_losses, denoising_score
 from trainprove_nb.evidence.log_test import log_test
 from trainprove_nb.evidence.matching import Differences, rms_score, whitened_score, whitening
-from trainprove_nb.evidence.naming import VERSIONS, changed, log_probability, naming_score
+from trainprove_nb.evidence.naming import MOST, VERSIONS, changed, log_odds, naming_score
 from trainprove_nb.evidence.restoring import PipelineRestorer, restoring_losses
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
@@ -288,11 +288,22 @@ def test_all_pictures_get_the_same_noise_whatever_their_batch(pipe, shown):
 # Classifiers
 
 
-def test_the_log_probability_is_scipy_s():
+def test_log_odds_are_the_logit_of_the_probability():
     rng = np.random.default_rng(0)
-    scores, truth = rng.normal(0, 400, (50, 7)), rng.integers(0, 7, 50)  # too large for exp
-    assert np.allclose(log_probability(scores, truth), log_softmax(scores, 1)[range(50), truth])
-    assert np.allclose(log_probability(scores + 9, truth), log_probability(scores, truth))
+    scores, truth = rng.normal(0, 2, (50, 7)), rng.integers(0, 7, 50)
+    p = softmax(scores, 1)[range(50), truth]
+    assert np.allclose(log_odds(scores, truth), logit(p))
+    assert np.allclose(
+        log_odds(np.log(softmax(scores, 1)), truth), logit(p)
+    )  # of probabilities too
+    assert np.allclose(log_odds(scores + 900, truth), log_odds(scores, truth))
+
+
+def test_log_odds_have_an_end():
+    "Where a probability is rounded to 1, or to 0, one picture must not outweigh all others."
+    scores, truth = np.array([[0, -900.0], [-900.0, 0]]), np.array([0, 0])
+    assert log_odds(scores, truth).tolist() == [MOST, -MOST]
+    assert log_odds(np.log(np.array([[1, 1e-12]])), np.array([0])).tolist() == [MOST]
 
 
 def test_labels_are_counted_and_scores_averaged():
@@ -300,7 +311,7 @@ def test_labels_are_counted_and_scores_averaged():
     labels = [np.array([0, 1, 0]), np.array([0, 0, 0])]
     assert naming_score(labels, truth).tolist() == [1, 0.5, 0]
     scores = [rng.normal(size=(3, 4)) for _ in range(2)]
-    by_hand = np.mean([log_softmax(s, 1)[range(3), truth] for s in scores], axis=0)
+    by_hand = np.mean([logit(softmax(s, 1)[range(3), truth]) for s in scores], axis=0)
     assert np.allclose(naming_score(scores, truth), by_hand)
 
 

@@ -24,6 +24,8 @@ _NUMBERS = {
     "m": count(1, 100),
     "pictures": count(1, 1_000_000),
     "epochs": count(1, 100_000),
+    "first_customer": count(0, 1_000_000),
+    "own": count(1, 100),
     "redrawn": count(1, 10_000),
 }
 
@@ -88,7 +90,7 @@ def plan_named_logs(
 
 # %% ../../nbs/report/naming_power.ipynb #fa878a3e
 def _naming_plan(plan) -> NamingPlan:
-    knobs = ("accounts", "m", "pictures", "epochs")
+    knobs = ("accounts", "m", "pictures", "epochs", "first_customer", "own")
     chosen = {name: plan.parameters[name] for name in knobs}
     return NamingPlan(plan.recipes, tuple(plan.parameters["rhos"]), **chosen)
 
