@@ -32,6 +32,7 @@ ORDER = (
     "hard",
     "release",
     "laundering",
+    "lora",
     "long_log",
     "rivals",
     "release_classifiers",

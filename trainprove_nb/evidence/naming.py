@@ -42,7 +42,5 @@ def naming_score(
     truth: np.ndarray,  # n class numbers
 ) -> np.ndarray:  # (n,)
     "Mean log odds of what each picture shows over its versions; of labels, the share that is right. Our reading."
-    seen = [
-        a == truth if np.ndim(a) == 1 else log_odds(np.asarray(a), truth) for a in answers
-    ]
+    seen = [a == truth if np.ndim(a) == 1 else log_odds(np.asarray(a), truth) for a in answers]
     return np.mean(seen, axis=0)
