@@ -78,9 +78,11 @@ def _way_point(table, way, access):
     ]
     return f"**{way}**, {access}: found at .01: {'; '.join(told)}."
 
-# %% ../../nbs/report/lora.ipynb #cc84ef4d
+# %% ../../nbs/report/lora.ipynb #98effe1f
 def lora_sentences(tables: dict, parameters: dict):  # Markdown
     "What came out, as a list."
     table = tables[""]
     each = table[["way", "access"]].drop_duplicates().itertuples(index=False)
-    return came_out(parameters, [_way_point(table, *pair) for pair in each] + [_innocent_point(table)])
+    points = [_way_point(table, *pair) for pair in each]
+    about = {**parameters, "suspects": parameters["accounts"]}
+    return came_out(about, [*points, _innocent_point(table)])
