@@ -252,6 +252,26 @@ def test_a_classifier_is_calibrated_by_classifiers(tmp_path, log, service):  # n
     assert "test.references" in " ".join(check_file(read_audit(file)))
 
 
+def test_the_owner_s_own_classifiers_tell_scores_where_a_suspect_tells_labels(
+    tmp_path,
+    log,  # noqa: F811
+    service,  # noqa: F811
+):
+    networks.save_classifier(networks.classifier("resnet", CLASSES), str(tmp_path / "owner"))
+    suspect = classifier(service[0], "guilty") | {"access": "labels"}
+    file = audit_file(tmp_path / "case", log, suspect, references=[str(tmp_path / "owner")])
+    opened = log_audit.open_log_audit(read_audit(file))
+    found = log_audit.measure(opened)
+    assert len(np.unique(opened.known.round(6))) > 20  # of six labels a share has seven values
+    assert opened.labels and found.scores.std() > 0
+
+
+def test_a_suspect_that_scores_all_pictures_alike_is_not_called_a_reference():
+    _, references = drawn(7)
+    for same in (1.0, 5 / 6):
+        assert not calibrated(np.full(180, same), references, PROMPTS).any()
+
+
 def test_what_is_told_before(tmp_path, log, generators):  # noqa: F811
     suspect = {"adapter": "mine:innocent"}
     file = audit_file(generators, log, suspect)

@@ -8,7 +8,7 @@ __all__ = ['LogAudit', 'access_of', 'service_answers', 'open_log_audit', 'both_s
 
 # %% ../../nbs/audit/log_audit.ipynb #05503dfc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import matplotlib.pyplot as plt
@@ -314,7 +314,8 @@ def _measured(opened, who, progress) -> Measured:
 def _known_to_own(opened, progress) -> np.ndarray:  # (models, n)
     "Scores by the owner's own models. Raises ValueError for one that knows the log."
     if opened.known is None:
-        each = {name: _measured(opened, own, progress) for name, own in opened.own.items()}
+        asked = replace(opened, labels=False)  # for scores, also where a suspect is asked for labels
+        each = {name: _measured(asked, own, progress) for name, own in opened.own.items()}
         log, p_values = opened.log, {}
         for name, own in each.items():
             labels = log.released[own.there], log.block[own.there]
