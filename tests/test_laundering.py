@@ -49,6 +49,7 @@ from trainprove_nb.report.laundered import (
     survival,
 )
 from trainprove_nb.report.log_power import shuffles
+from trainprove_nb.report.lora import found_by_way, lora_sentences
 from trainprove_nb.report.plan import plan_experiment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -519,3 +520,28 @@ def test_a_picture_that_is_washed_several_times_gets_the_mean(recipes, source):
     suspect, base = (made[name, recipe_name(parts[1])] for name in names)
     each = denoising_score(suspect, base).reshape(copies, n)
     assert np.allclose(scores[n:], [each[:, k].mean() for k in range(n)])
+
+
+# LoRA
+
+
+def test_each_way_has_a_rate_of_its_own():
+    rows = [
+        dict(way=way, access="open weights", kind=kind, rho=rho, source=f"s{k}", z=z, p=p)
+        for way, kind, rho, z, p, n in [
+            ("LoRA, rank 4", "infringing", 0.3, 2.0, 0.02, 1),
+            ("LoRA, rank 4", "infringing", 0.3, 3.0, 0.001, 3),
+            ("LoRA, rank 16", "infringing", 0.3, 4.0, 0.001, 4),
+            ("LoRA, rank 4", "disjoint data", 0.0, 0.0, 0.001, 9),
+        ]
+        for k in range(n)
+    ]
+    table = pd.DataFrame(rows).assign(account=0)
+    found = found_by_way(table)
+    low, high = stats.binomtest(3, 4).proportion_ci(method="exact")
+    rate = found.loc[("LoRA, rank 4", "open weights"), 0.3]
+    assert (rate.value, rate.low, rate.high) == pytest.approx((0.75, low, high))
+    assert found.loc[("LoRA, rank 16", "open weights"), 0.3].value == 1
+    told = lora_sentences({"": table}, {"scale": "mini", "accounts": 2, "sources": ["s0"]}).data
+    assert "**LoRA, rank 4**, open weights: found at .01: 0.75" in told and "mean z 2.8" in told
+    assert "9 of 9 tests at .05" in told
