@@ -10,7 +10,7 @@ import scipy.stats
 from helpers import refused
 
 from trainprove_nb.evidence import rates as evidence
-from trainprove_nb.evidence.log_test import log_test, shuffled_labels
+from trainprove_nb.evidence.log_test import log_test, log_tests, shuffled_labels
 from trainprove_nb.evidence.release import release_test
 
 # Rates
@@ -247,6 +247,20 @@ def test_log_test_agrees_with_every_labelling(seed):
     assert log_test(scores, released, block, draws=19_999, seed=seed).p == pytest.approx(
         exact, abs=0.012
     )
+
+
+def test_scores_that_share_their_shuffles_say_what_each_says_alone():
+    rng = np.random.default_rng(3)
+    block, released = np.repeat(np.arange(20), 3), np.tile([True, False, False], 20)
+    scores = {name: rng.normal(size=60) + k * released for k, name in enumerate("abc")}
+    found = log_tests(scores, released, block, draws=499, seed=5)
+    for name, score in scores.items():
+        alone = log_test(score, released, block, draws=499, seed=5)
+        assert (found[name].p, found[name].z) == pytest.approx((alone.p, alone.z))
+        assert found[name].each == pytest.approx(alone.each)
+    assert log_tests({}, released, block) == {}
+    scores["b"][7] = np.inf
+    refused(lambda: log_tests(scores, released, block), "not a finite number")
 
 
 def test_log_test_holds_its_level_where_prompts_differ():

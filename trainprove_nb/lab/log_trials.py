@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from ..evidence.calibration import calibrated
-from ..evidence.log_test import log_test
+from ..evidence.log_test import log_tests
 from ..evidence.matching import Differences, rms_score, whitened_score, whitening
 from .engine import Lab
 from .generator_recipes import INNOCENTS, GeneratorRecipes, Source
@@ -309,11 +309,11 @@ def before_log(
     "The log test of one suspect before one account's log, by every access."
     mine = np.flatnonzero(there.account == account)
     mine = mine[_with_both_sides(there.prompts[mine], there.released[mine])]
+    seen = {access: score[mine] for access, score in scores.items()}
+    shown = {access: score for access, score in seen.items() if not np.isnan(score).any()}
+    found = log_tests(shown, there.released[mine], there.prompts[mine], draws)
     rows = []
-    for access, score in scores.items():
-        if np.isnan(score[mine]).any():  # not shown by this access
-            continue
-        verdict = log_test(score[mine], there.released[mine], there.prompts[mine], draws)
+    for access, verdict in found.items():
         rows.append(
             dict(
                 source=trial.origin,
@@ -359,6 +359,14 @@ def _unseen(trial, there):
         return np.ones(len(there.account), bool)
     return (there.account != trial.k) | ~there.released
 
+# %% ../../nbs/lab/log_trials.ipynb #43d1e5e4
+def _shown_alike(scores) -> list:
+    "Scores by access, those together that are of the same pictures: they share their shuffles."
+    groups = {}
+    for access, score in scores.items():
+        groups.setdefault(np.isfinite(score).tobytes(), {})[access] = score
+    return list(groups.values())
+
 # %% ../../nbs/lab/log_trials.ipynb #7b3fdd93
 def before_redrawn_logs(
     there: Pool,  # of the source
@@ -371,15 +379,16 @@ def before_redrawn_logs(
     kind = "another account" if trial.kind == "infringing" else trial.kind
     who = dict(source=trial.origin, kind=kind, rho=trial.rho, suspect=trial.k)
     rows = []
-    for access, score in scores.items():
-        unseen = _unseen(trial, there) & np.isfinite(score)
+    for alike in _shown_alike(scores):
+        unseen = _unseen(trial, there) & np.isfinite(next(iter(alike.values())))
         rng = np.random.default_rng(seed_of("redrawn", trial.origin, recipe_name(trial.model)))
         for log in range(logs):
             places, labels = redrawn_log(there, unseen, rng)
             if not len(places):
                 break
-            verdict = log_test(score[places], labels, there.prompts[places], draws, seed=log)
-            rows.append(who | dict(log=log, access=access, p=verdict.p))
+            here = {access: score[places] for access, score in alike.items()}
+            found = log_tests(here, labels, there.prompts[places], draws, seed=log)
+            rows += [who | dict(log=log, access=access, p=v.p) for access, v in found.items()]
     return rows
 
 # %% ../../nbs/lab/log_trials.ipynb #d0e3b39e

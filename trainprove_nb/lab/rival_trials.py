@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..attribution.conf import calibrate_delta0
-from ..evidence.log_test import log_test
+from ..evidence.log_test import log_tests
 from trainprove_nb.evidence.matching import (
     Differences,
     answer_distances,
@@ -174,9 +174,8 @@ def _tested(scores, there, account, draws) -> dict:
     "The p-value of each score before one log."
     mine = _of_log(there, account)
     released, prompts = there.released[mine], there.prompts[mine]
-    return {
-        name: log_test(score[mine], released, prompts, draws).p for name, score in scores.items()
-    }
+    here = {name: score[mine] for name, score in scores.items()}
+    return {name: v.p for name, v in log_tests(here, released, prompts, draws).items()}
 
 # %% ../../nbs/lab/rival_trials.ipynb #33a554ce
 def measure_other_scores(

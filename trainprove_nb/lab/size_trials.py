@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from ..evidence.log_test import log_test
+from ..evidence.log_test import log_tests
 from .engine import Lab
 from .generator_recipes import Source
 from trainprove_nb.lab.log_trials import (
@@ -78,9 +78,9 @@ def scores_by_effort(
 # %% ../../nbs/lab/size_trials.ipynb #f791f5a2
 def _before_part(there, scores, places, labels, draws, part, **what):
     "The log test of one part of a log: a row an access and effort."
-    rows = []
-    for (access, answers), score in scores.items():
-        verdict = log_test(score[places], labels, there.prompts[places], draws, seed=part)
+    here = {effort: score[places] for effort, score in scores.items()}
+    verdicts, rows = log_tests(here, labels, there.prompts[places], draws, seed=part), []
+    for (access, answers), verdict in verdicts.items():
         found = dict(part=part, z=verdict.z, p=verdict.p)
         rows.append(dict(access=access, answers=answers) | what | found)
     return rows
