@@ -219,3 +219,13 @@ def test_the_page_says_what_is_enough_and_what_is_not():
     assert "Longer training" not in long_log_sentences(alone, about).data
     seen = long_log_alt(tables)
     assert "from 0.30 at 50 released pictures to 0.95 at 5,000" in seen
+
+
+def test_what_the_page_says_of_calibration():
+    table = read_results(shipped_results("long_log"), "long_log")[1][""]
+    guilty = table[table.kind == "infringing"]
+    found = guilty[guilty.p <= 0.01].groupby("access").size()
+    stand = guilty.groupby("access").z.mean()
+    plain, calibrated = "prompts only", "prompts only, calibrated"
+    assert found[calibrated] == found[plain] + 1  # "finds one more"
+    assert 0 < stand[calibrated] - stand[plain] < 0.2  # "hardly further out"
