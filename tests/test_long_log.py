@@ -28,6 +28,7 @@ from trainprove_nb.report.long_log import (
     long_log_sentences,
     plan_long_log,
 )
+from trainprove_nb.report.results import read_results, shipped_results
 
 # Parts
 
