@@ -48,9 +48,10 @@ from trainprove_nb.report.laundered import (
     standing,
     survival,
 )
-from trainprove_nb.report.log_power import shuffles
+from trainprove_nb.report.log_power import leaning, power, shuffles
 from trainprove_nb.report.lora import found_by_way, lora_sentences
 from trainprove_nb.report.plan import plan_experiment
+from trainprove_nb.report.results import read_results, shipped_results
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -545,3 +546,27 @@ def test_each_way_has_a_rate_of_its_own():
     told = lora_sentences({"": table}, {"scale": "mini", "accounts": 2, "sources": ["s0"]}).data
     assert "**LoRA, rank 4**, open weights: found at .01: 0.75" in told and "mean z 2.8" in told
     assert "9 of 9 tests at .05" in told
+
+
+def test_how_alike_innocents_stand():
+    z = {0: [1.0, 3.0], 1: [-2.0, 0.0]}  # means 2 and -1
+    rows = [dict(account=k, z=x, kind="disjoint data") for k, both in z.items() for x in both]
+    rows.append(dict(account=0, z=99.0, kind="infringing"))
+    found = leaning(pd.DataFrame(rows).assign(source="s", access="a")).loc["a"]
+    assert found["between logs"] == pytest.approx(np.std([2, -1], ddof=1), abs=0.005)
+    assert found["within a log"] == pytest.approx(np.std([1, 3], ddof=1), abs=0.005)
+
+
+def test_what_the_page_of_classifiers_says():
+    table = read_results(shipped_results("release_classifiers"), "release_classifiers")[1][""]
+    innocent = table[table.kind != "infringing"]
+    (many,) = innocent.groupby(["access", "source", "account"]).size().unique()
+    within = (leaning(table)["within a log"] ** 2).to_dict()
+    of_log = (leaning(table)["between logs"] ** 2 - pd.Series(within) / many).to_dict()
+    shared = {a: of_log[a] / (of_log[a] + within[a]) for a in within}
+    assert shared["scores"] > 0.5 and shared["scores, calibrated"] == pytest.approx(0.1, abs=0.05)
+    strict = innocent[innocent.p <= 0.05].groupby("access").size()
+    assert strict["scores, calibrated"] < strict["scores"]  # "accuses fewer"
+    found = power(table)
+    assert found.loc["scores", 0.5].value == found.loc["scores", 1.0].value == 1
+    assert found.loc["six labels", 1.0].value > 0.9
