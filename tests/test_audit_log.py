@@ -431,7 +431,9 @@ def test_hopes_grow_with_the_log_and_with_the_share():
     assert (many >= few).all() and few.is_monotonic_increasing
     more = expected_power("weights", 5000).set_index("rho").chance
     assert (more == many).all()  # nothing is promised beyond what was measured
-    assert expected_power("classes", 100).empty
+    for access in ("classes", "labels"):
+        assert expected_power(access, 100).set_index("rho").chance.is_monotonic_increasing
+    assert expected_power("answers by post", 100).empty
 
 
 def test_a_check_says_what_will_be_done(tmp_path):

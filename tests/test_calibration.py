@@ -297,9 +297,10 @@ def test_references_without_a_log_do_not_count(tmp_path):
 
 
 def test_hopes_are_those_of_calibrated_suspects():
-    for access in ("weights", "prompts"):
+    for access in ("weights", "prompts", "classes", "labels"):
         plain, more = (expected_power(access, 100, 0.01, c).chance.sum() for c in (False, True))
         assert more > plain
+    assert expected_power("scores", 100).equals(expected_power("classes", 100))
     assert expected_power("pictures", 100, 0.01, True).equals(expected_power("pictures", 100, 0.01))
 
 
