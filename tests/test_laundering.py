@@ -570,3 +570,14 @@ def test_what_the_page_of_classifiers_says():
     found = power(table)
     assert found.loc["scores", 0.5].value == found.loc["scores", 1.0].value == 1
     assert found.loc["six labels", 1.0].value > 0.9
+
+
+def test_what_pages_say_of_lora():
+    found = found_by_way(read_results(shipped_results("lora"), "lora")[1][""])
+    assert len(found) == 4  # two ranks, calibrated and not
+    assert all(rate.value == 1 for rate in found[1.0])  # "whoever learnt nothing but the log"
+    assert all(rate.value <= 0.5 for rate in found[0.3])  # "half or fewer"
+    table = read_results(shipped_results("laundering"), "laundering")[1][""]
+    ours = table[table.way.str.startswith("LoRA") & (table.kind == "infringing")]
+    ours = ours[(ours.rho == 0.3) & (ours.access == "open weights")]
+    assert len(ours) == 2 and (ours.p <= 0.01).all()  # "had been found at that dose"
