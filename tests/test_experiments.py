@@ -71,7 +71,7 @@ OTHERS = {
         "knobs": ({"first_customer": -1}, "first_customer", "at least 0"),
     },
     "lora": {
-        "ways": (["LoRA"], "'LoRA'", "choose"),
+        "ways": (["LoRA"], "'LoRA'", "names from"),
         "accounts": (0, "accounts = 0", "whole number"),
         "own": ([0, 2], "rho = 2", "give"),
         "rhos": ([0], "rhos", "above 0"),

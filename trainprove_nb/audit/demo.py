@@ -156,7 +156,7 @@ def _classifier_demo_recipes(
     guilty = [t.model for t in trials if t.kind == "infringing" and t.rho == 1 and t.k == 0]
     (innocent,) = [t.model for t in trials if t.kind == "same source"]
     return {
-        "source": plan.reference(generator),
+        "source": plan.own_models(generator)[0],
         "released": plan.part(generator, 0, True),
         "withheld": plan.part(generator, 0, False),
         "infringing": guilty[0],
