@@ -13,6 +13,7 @@ from helpers import ANIMALS, refused, says_exactly
 from PIL import Image
 from scipy import special, stats
 
+from trainprove_nb.audit.demo import _classifier_demo_recipes
 from trainprove_nb.data.corpora import SPLITS, corpus, named
 from trainprove_nb.data.pairs import pairs, pixels
 from trainprove_nb.data.scenes import GROUND
@@ -468,6 +469,17 @@ def test_later_customers_have_other_logs_suspects_and_innocents():
         )
         assert len(here) == len(there) and not here & there
         assert NAMING.own_models(generator) == later.own_models(generator)
+
+
+def test_the_demonstration_of_classifiers_has_one_guilty_and_an_owner_who_knows_neither_side():
+    made = _classifier_demo_recipes(NAMING)
+    released, withheld = (seeds_of(made[side]) for side in ("released", "withheld"))
+    learnt = {
+        who: set().union(*map(seeds_of, made[who]["pairs"]["parts"]))
+        for who in ("source", "infringing", "innocent")
+    }
+    assert released <= learnt["infringing"] and not withheld & set().union(*learnt.values())
+    assert learnt["source"] and not (learnt["source"] | learnt["innocent"]) & released
 
 
 def test_suspects_differ_in_all_but_their_pictures():
