@@ -568,8 +568,10 @@ def test_what_the_page_of_classifiers_says():
     strict = innocent[innocent.p <= 0.05].groupby("access").size()
     assert strict["scores, calibrated"] < strict["scores"]  # "accuses fewer"
     found = power(table)
-    assert found.loc["scores", 0.5].value == found.loc["scores", 1.0].value == 1
+    for access in ("scores", "scores, calibrated"):
+        assert found.loc[access, 0.5].value == found.loc[access, 1.0].value == 1
     assert found.loc["six labels", 1.0].value > 0.9
+    assert found.loc["six labels, calibrated", 0.5].value == pytest.approx(2 / 3, abs=0.005)
 
 
 def test_what_pages_say_of_lora():
