@@ -314,9 +314,8 @@ def _measured(opened, who, progress) -> Measured:
 def _known_to_own(opened, progress) -> np.ndarray:  # (models, n)
     "Scores by the owner's own models. Raises ValueError for one that knows the log."
     if opened.known is None:
-        asked = replace(
-            opened, labels=False
-        )  # for scores, also where a suspect is asked for labels
+        # scores, also where a suspect is asked for labels alone
+        asked = replace(opened, labels=False)
         each = {name: _measured(asked, own, progress) for name, own in opened.own.items()}
         log, p_values = opened.log, {}
         for name, own in each.items():
