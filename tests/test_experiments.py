@@ -76,6 +76,12 @@ OTHERS = {
         "own": ([0, 2], "rho = 2", "give"),
         "rhos": ([0], "rhos", "above 0"),
     },
+    "accounts": {
+        "customers": (11, "customers = 11 of accounts = 10", "fewer customers"),
+        "weights": (["mini-v3"], "weights", "names from sources"),
+        "repeats": (0, "repeats = 0", "at least 1"),
+        "rhos": ([0], "rhos", "above 0"),
+    },
     "long_log": {
         "repeats": (0, "repeats = 0", "whole number"),
         "parts": (1.5, "parts = 1.5", "whole number"),
@@ -198,6 +204,7 @@ EXPERIMENTS = {
     "fair": ["fair.png", "fair_looks.svg", "fair_looks.csv", "fair_numbers.csv"],
     "hard": ["innocents.png", "base.svg", "overlap.png", "leak.png", "length.png", "hard.csv"],
     "release": ["release.png", "release_innocence.svg", "release.csv", "release_redrawn.csv"],
+    "accounts": ["accounts.png", "accounts.csv"],
     "lora": ["lora.png", "lora.csv"],
     "long_log": ["long_log.png", "long_log_sizes.csv", "long_log_questions.csv"],
     "rivals": ["rivals.png", "rivals.csv", "rivals_rivals.csv"],
@@ -257,6 +264,7 @@ SHORTER = {  # what takes minutes
     "release": {"rhos": [0.1, 1], "repeats": 1, "redrawn": 2, "knobs": {}},
     "release_classifiers": {"rhos": [1], "redrawn": 2, "accounts": 2, "own": 2},
     "lora": {"ways": ["LoRA, rank 4"], "rhos": [1], "accounts": 1},
+    "accounts": {"rhos": [1], "accounts": 2, "customers": 1, "repeats": 1},
     "long_log": {"accounts": 1, "repeats": 2, "redrawn": 1, "parts": 1},
     "rivals": {"rhos": [1], "accounts": 1, "repeats": 1},
 }

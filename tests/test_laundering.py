@@ -28,13 +28,12 @@ from trainprove_nb.lab.laundering import (
 )
 from trainprove_nb.lab.laundering_trials import (
     _losses_alike,
-    account_trials,
     laundering_stages,
     laundering_trials,
     washed_alike,
 )
 from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
-from trainprove_nb.lab.log_trials import LogPlan, log_stages, stands_before
+from trainprove_nb.lab.log_trials import LogPlan
 from trainprove_nb.lab.makers import KINDS, check_recipe
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.models.finetune import _adapted, _undamaged, finetune
@@ -43,7 +42,6 @@ from trainprove_nb.report.laundered import (
     LAUNDERING_CHECKS,
     expected_power,
     lost,
-    named,
     share_found,
     standing,
     survival,
@@ -388,14 +386,6 @@ def test_every_way_has_infringers_and_an_innocent(recipes, source):
         assert mine == [*wanted, ("disjoint data", 0, 0), ("disjoint data", 0, 1)]
 
 
-def test_suspects_of_accounts_stand_before_all_logs_and_are_asked_nothing(recipes, source):
-    plan = LogPlan(recipes, restored=0, least_asked=1)
-    wide, trials = account_trials(plan, source, accounts=4, customers=3)
-    assert [(t.rho, t.k) for t in trials] == [(rho, k) for rho in (0.3, 1) for k in range(3)]
-    assert all(stands_before(wide, t) == [0, 1, 2, 3] for t in trials)
-    assert "answers" not in log_stages(wide, source, trials)
-
-
 # Reading
 
 
@@ -425,17 +415,6 @@ def test_what_survives_by_hand():
     assert told.loc["a", ("prompts only", 1.0)] == ""
 
 
-def test_who_is_named_by_hand():
-    table = pd.DataFrame(
-        [
-            dict(source="s", rho=1.0, suspect=k, account=a, accused=yes)
-            for k, a, yes in [(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 0), (2, 2, 1), (2, 1, 1)]
-        ]
-    ).astype({"accused": bool})
-    found = named(table)
-    assert found.loc[1.0].tolist() == ["2 of 3", "2 of 3"]
-
-
 def test_expected_power_is_that_of_normal_numbers():
     draws = stats.norm(3.0).rvs(200_000, random_state=0)
     assert expected_power(3.0) == pytest.approx(np.mean(stats.norm.sf(draws) <= 0.01), abs=0.004)
@@ -451,7 +430,7 @@ def test_share_found_by_size():
 ASKED = dict(
     scale="smoke", knobs={}, sources=["mini-v1-avatars"], rhos=[0.3, 1], suspects=1, m=2, draws=99
 )
-ASKED |= dict.fromkeys(("ways", "repeats", "accounts", "customers", "sizes", "parts"))
+ASKED |= dict.fromkeys(("ways", "repeats", "sizes", "parts"))
 
 
 def asked(folder, **changed):
@@ -472,7 +451,6 @@ def test_what_is_left_out_is_decided_by_the_scale(tmp_path):
     [
         (dict(ways=["bleach"]), "'bleach'"),
         (dict(ways="JPEG"), "ways = 'JPEG'"),
-        (dict(accounts=3, customers=4), "customers = 4 of accounts = 3"),
         (dict(sizes=[21]), "sizes has 21"),
         (dict(m=0), "m = 0"),
         (dict(draws=9), "draws = 9"),

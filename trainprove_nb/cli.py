@@ -31,6 +31,7 @@ ORDER = (
     "fair",
     "hard",
     "release",
+    "accounts",
     "laundering",
     "lora",
     "long_log",

@@ -46,6 +46,7 @@ from trainprove_nb.report import (
     ranges,
     rivals,
     statistical,
+    whose_log,
 )
 from .classifier_plan import plan_classifiers
 from .naming_power import plan_named_logs
@@ -104,6 +105,10 @@ EXPERIMENTS = {  # name -> (plan(asked, lab, out), what is done with the plan)
         [laundered.measure_laundering],
     ),
     "lora": (partial(plan_experiment, "lora", checks=lora.LORA_CHECKS), [lora.measure_lora]),
+    "accounts": (
+        partial(plan_experiment, "accounts", checks=whose_log.ACCOUNT_CHECKS),
+        [whose_log.measure_whose_log],
+    ),
     "long_log": (long_log.plan_long_log, [long_log.measure_long_log]),
     "rivals": (rivals.plan_rivals, [rivals.measure_side_by_side]),
     "release_classifiers": (plan_named_logs, [naming_power.measure_naming_power]),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'MUCH', 'LITTLE', 'LAUNDERING_CHECKS', 'measure_laundering', 'standing', 'expected_power', 'survival', 'lost',
-           'ways_figure', 'ways_alt', 'named', 'share_found', 'sizes_figure', 'sizes_alt', 'laundering_sentences']
+           'ways_figure', 'ways_alt', 'share_found', 'sizes_figure', 'sizes_alt', 'laundering_sentences']
 
 # %% ../../nbs/report/laundered.ipynb #348df402
 import numpy as np
@@ -15,13 +15,11 @@ from scipy import stats
 from ..lab.knobs import Choice, Listing, count
 from ..lab.laundering import WAYS
 from trainprove_nb.lab.laundering_trials import (
-    account_trials,
     laundering_stages,
     laundering_trials,
-    measure_accounts,
     measure_ways,
 )
-from ..lab.log_trials import LogPlan, Pool, log_stages
+from ..lab.log_trials import LogPlan, Pool
 from ..lab.size_trials import measure_sizes, scores_by_effort
 from .figures import panel_row
 from .plan import Plan
@@ -29,9 +27,8 @@ from .sentences import came_out, tally, told, where
 
 # %% ../../nbs/report/laundered.ipynb #994e2dc5
 SIZES = (50, 100, 250, 500)  # released pictures
-MUCH = dict(ways=list(WAYS), repeats=5, accounts=10, customers=2, parts=20)
-LITTLE = dict(ways=["as it is", "JPEG", "LoRA, rank 4", "student"], repeats=1, accounts=2)
-LITTLE |= dict(customers=1, parts=2)
+MUCH = dict(ways=list(WAYS), repeats=5, parts=20)
+LITTLE = dict(ways=["as it is", "JPEG", "LoRA, rank 4", "student"], repeats=1, parts=2)
 
 # %% ../../nbs/report/laundered.ipynb #98f2b8cd
 def _by_scale(name, allowed):
@@ -44,17 +41,6 @@ def _by_scale(name, allowed):
         return value
 
     return check
-
-# %% ../../nbs/report/laundered.ipynb #44590a31
-def _check_customers(value, recipes, asked):
-    "No more customers than accounts."
-    value = _by_scale("customers", count(1, 1000))(value, recipes, asked)
-    if value > asked["accounts"]:
-        raise ValueError(
-            f"customers = {value} of accounts = {asked['accounts']}: "
-            "give as many accounts, or fewer customers"
-        )
-    return value
 
 # %% ../../nbs/report/laundered.ipynb #15a52c30
 def _check_sizes(value, recipes, asked):
@@ -81,8 +67,6 @@ LAUNDERING_CHECKS = {  # for `plan_experiment`
     "m": _checked("m", count(1, 100)),
     "draws": _checked("draws", count(99, 1_000_000)),
     "repeats": _by_scale("repeats", count(0, 1000)),
-    "accounts": _by_scale("accounts", count(1, 1000)),
-    "customers": _check_customers,
     "sizes": _check_sizes,
     "parts": _by_scale("parts", count(1, 1000)),
 }
@@ -97,32 +81,26 @@ def _log_plan(plan) -> LogPlan:
 
 # %% ../../nbs/report/laundered.ipynb #a422e7c1
 def _trials(plan, source):
-    "Of one source: suspects of every way; the plan of all accounts, and its suspects."
-    asked = plan.parameters
-    ways = laundering_trials(plan.recipes, source, asked["ways"], asked["suspects"])
-    return ways, account_trials(_log_plan(plan), source, asked["accounts"], asked["customers"])
+    "Of one source: suspects of every way, and those that laundered nothing, of whom parts of logs are asked."
+    ways, each = (plan.parameters[name] for name in ("ways", "suspects"))
+    return [laundering_trials(plan.recipes, source, some, each) for some in (ways, ["as it is"])]
 
 # %% ../../nbs/report/laundered.ipynb #af8ca77f
 def _stages(plan, source):
-    "All stages of one source; those of its accounts come last, and go on where the others were."
-    ways, (wide, customers) = _trials(plan, source)
-    plain = laundering_trials(plan.recipes, source, ["as it is"], plan.parameters["suspects"])
-    stages = laundering_stages(_log_plan(plan), source, [*ways, *plain])
-    more = log_stages(wide, source, customers)
-    return stages | {f"{stage} of accounts": wanted for stage, wanted in more.items()}
+    "All stages of one source."
+    ways, plain = _trials(plan, source)
+    return laundering_stages(_log_plan(plan), source, [*ways, *plain])
 
 # %% ../../nbs/report/laundered.ipynb #1a590cc4
 def _measured(plan, source) -> dict:
     "The tables of one source."
     asked, logs = plan.parameters, _log_plan(plan)
-    ways, (wide, customers) = _trials(plan, source)
-    plain = laundering_trials(plan.recipes, source, ["as it is"], asked["suspects"])
+    ways, plain = _trials(plan, source)
     guilty = [trial for trial in plain if trial.kind == "infringing"]
     there = Pool(plan.lab, logs, source)
     scored = scores_by_effort(plan.lab, logs, source, guilty, there)
     return {
         "": measure_ways(plan.lab, logs, source, ways, asked["draws"]),
-        "accounts": measure_accounts(plan.lab, wide, source, customers, draws=asked["draws"]),
         "sizes": measure_sizes(there, scored, asked["sizes"], logs.m, asked["parts"]),
     }
 
@@ -131,7 +109,7 @@ def measure_laundering(
     plan: Plan,  # of the laundering experiment
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> dict:  # tables: "" (a row a suspect, log and access), `accounts`, `sizes`
+) -> dict:  # tables: "" (a row a suspect, log and access), `sizes`
     "Make the suspects of all ways, ask them, and put each before its logs."
     for source in plan.sources:
         for _ in plan.lab.build_stages(_stages(plan, source), jobs, backend):
@@ -220,17 +198,6 @@ def ways_alt(table: pd.DataFrame) -> str:
         f"({z.idxmin()}) to {z.max():.1f} ({z.idxmax()}), innocents from {innocent.min():.1f} to "
         f"{innocent.max():.1f}."
     )
-
-# %% ../../nbs/report/laundered.ipynb #728ed94c
-def named(
-    accounts: pd.DataFrame,  # of the laundering experiment
-) -> pd.DataFrame:  # index: ρ; columns: the right account, a wrong one; texts "k of n" suspects
-    "How many suspects have their own account named, and how many any other, after Holm's correction."
-    hit = accounts.accused & (accounts.account == accounts.suspect)
-    miss = accounts.accused & (accounts.account != accounts.suspect)
-    one = [accounts.source, accounts.rho, accounts.suspect]
-    each = pd.DataFrame({"the right account": hit, "a wrong one": miss}).groupby(one).any()
-    return each.groupby("rho").agg(tally)
 
 # %% ../../nbs/report/laundered.ipynb #5f316ad7
 def share_found(
@@ -324,16 +291,6 @@ def _innocent_point(table):
         f"{len(rows[['source', 'account']].drop_duplicates())} logs, and are not independent."
     )
 
-# %% ../../nbs/report/laundered.ipynb #29a8ab92
-def _accounts_point(accounts):
-    "Whom Holm's correction names."
-    found = named(accounts)
-    texts = [
-        f"at ρ = {rho:g} the right one for {row['the right account']} suspects, a wrong one for {row['a wrong one']}"
-        for rho, row in found.iterrows()
-    ]
-    return f"**Accounts** named among {accounts.account.nunique()}, after Holm: {'; '.join(texts)}."
-
 # %% ../../nbs/report/laundered.ipynb #cde46fdd
 def _sizes_point(sizes):
     "The smallest log that is enough, nine times of ten."
@@ -354,6 +311,5 @@ def laundering_sentences(tables: dict, parameters: dict):  # Markdown
         for access, rho in standing(table).columns
         if "pixels" not in access
     ]
-    points += [_lora_point(table), _innocent_point(table)]
-    points += [_accounts_point(tables["accounts"]), _sizes_point(tables["sizes"])]
+    points += [_lora_point(table), _innocent_point(table), _sizes_point(tables["sizes"])]
     return came_out(parameters, points)

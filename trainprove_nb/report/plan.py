@@ -173,7 +173,7 @@ TABLES = {
     "fair_table1": ("accused", "instance"),
     "hard": ("models", "keys"),
     "release": ("redrawn", "rivals"),
-    "laundering": ("accounts", "sizes"),
+    "laundering": ("sizes",),
     "long_log": ("redrawn", "sizes", "questions", "longer"),
     "rivals": ("rivals",),
     "release_classifiers": ("redrawn",),
