@@ -3,15 +3,18 @@
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import refused
 from scipy import stats
 
 from trainprove_nb.lab.account_trials import account_trials
 from trainprove_nb.lab.generator_recipes import INNOCENTS, GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.log_trials import LogPlan, log_stages, stands_before
+from trainprove_nb.report.plan import plan_experiment
 from trainprove_nb.report.results import read_results, shipped_results
 from trainprove_nb.report.sentences import where
 from trainprove_nb.report.whose_log import (
+    ACCOUNT_CHECKS,
     _without_the_right_one,
     accounts_alt,
     accusations,
@@ -35,6 +38,22 @@ def test_every_suspect_stands_before_all_logs_and_some_accounts_have_infringers(
     stages = log_stages(wide, source, trials)
     assert len(stages["logs"]) == 2 * 4 and len(stages["answers"]) == 2 * len(trials)
     assert "losses" not in stages and "restored" not in stages
+
+
+@pytest.mark.parametrize(
+    "weights, meant", [(["mini-v1-avatars", "mini-v2"], ["mini-v2"]), ([], [])]
+)
+def test_weights_are_asked_of_sources_that_are_asked_at_all(tmp_path, weights, meant):
+    asked = dict(scale="smoke", knobs={}, sources=["mini-v2"], rhos=[1], weights=weights)
+    places = str(tmp_path / "lab"), str(tmp_path / "out"), ""
+    plan = plan_experiment("accounts", asked, *places, ACCOUNT_CHECKS)
+    assert plan.parameters["weights"] == meant
+    refused(
+        lambda: plan_experiment(
+            "accounts", asked | {"weights": "mini-v2"}, *places, ACCOUNT_CHECKS
+        ),
+        "give a list",
+    )
 
 
 def suspect(name, kind, p, own=None, z=0.0, rho=0.0, access="prompts only"):

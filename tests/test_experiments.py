@@ -78,7 +78,7 @@ OTHERS = {
     },
     "accounts": {
         "customers": (11, "customers = 11 of accounts = 10", "fewer customers"),
-        "weights": (["mini-v3"], "weights", "names from sources"),
+        "weights": (["mini-v3"], "'mini-v3'", "choose"),
         "repeats": (0, "repeats = 0", "at least 1"),
         "rhos": ([0], "rhos", "above 0"),
     },

@@ -38,12 +38,11 @@ def _check_customers(value, recipes, asked):
 
 # %% ../../nbs/report/whose_log.ipynb #22d20d32
 def _check_weights(value, recipes, asked):
-    "Sources of which open weights are asked: some of those that are asked at all."
-    if not isinstance(value, list) or not set(value) <= set(asked["sources"]):
-        raise ValueError(
-            f"weights = {value!r}: give a list of names from sources, {', '.join(asked['sources'])}"
-        )
-    return value
+    "Sources of which open weights are asked: of those that are asked at all."
+    if not isinstance(value, list):
+        raise ValueError(f"weights = {value!r}: give a list of names of sources, or []")
+    known = [source.name for source in recipes.sources(value)] if value else []
+    return [name for name in known if name in asked["sources"]]
 
 
 ACCOUNT_CHECKS = {  # for `plan_experiment`
