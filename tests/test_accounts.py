@@ -152,6 +152,8 @@ def test_what_pages_say_of_accounts():
         assert int(right[0.3].split()[0]) >= 2 / 3 * 12  # "two cases of three or more"
         rate = wrong_names(table)[access]
         assert rate.low < 0.05 < rate.high  # "as rare as the rule promises"
+        names = where(accusations(_without_the_right_one(table)), access=access, accused=True)
+        assert names.groupby(["source", "account"]).size().max() == 1  # "one by one"
     wrong = accusations(_without_the_right_one(table)).query("accused")
     pixels = where(wrong, access="prompts only, pixels").groupby(["source", "account"]).size()
     assert wrong_names(table)["prompts only, pixels"].low > 0.05  # "more"
