@@ -11,7 +11,7 @@ from datasets import Dataset
 from helpers import refused
 from PIL import Image
 
-from trainprove_nb.audit import log_verdict
+from trainprove_nb.audit import log_audit, log_verdict
 from trainprove_nb.audit.command import audit as command
 from trainprove_nb.audit.controls import chance_to_find, control_pairs, found_interval
 from trainprove_nb.audit.log_audit import LogAudit, Measured, find_out
@@ -396,6 +396,57 @@ def test_sides_that_differ_without_a_suspect_decide_nothing(case):
     assert "told apart without any suspect" in report.verdict.sentence
 
 
+def test_an_older_model_that_is_accused_too_decides_nothing(case):
+    opened, found = case(1.0)
+    opened.reference_name = "older"
+    knowing = log_test(
+        RNG.normal(size=120) + opened.log.released, opened.log.released, opened.log.block
+    )
+    report = log_verdict.log_report(opened, replace(found, older=knowing), "again")
+    assert report.verdict.state == "cannot decide" and knowing.p <= 0.01 < 0.05
+    assert "older, to which the suspect is compared, knows the" in report.verdict.sentence
+    (part,) = [part for part in report.controls if part.name == "Older model"]
+    assert part.p == knowing.p and not part.passed
+    strange = log_test(RNG.normal(size=120), opened.log.released, opened.log.block)
+    report = log_verdict.log_report(opened, replace(found, older=strange), "again")
+    assert strange.p > 0.01 and report.verdict.state == "evidence"
+    report = log_verdict.log_report(opened, found, "again")
+    assert "Older model" not in [part.name for part in report.controls]
+
+
+def test_the_older_model_is_asked_alone_and_only_where_it_was_compared_with(case, monkeypatch):
+    opened, found = case(1.0)
+    assert found.older is None  # by prompts it was asked nothing
+    scores, seen = RNG.normal(size=120), []
+
+    def by_weights(asked, who, progress):
+        seen.append((asked.reference, who.pipe))
+        return scores
+
+    monkeypatch.setattr(log_audit, "_SCORES", {"weights": by_weights})
+    monkeypatch.setattr(log_audit, "weights_digest", str)
+    weights = replace(opened, access="weights")
+    assert find_out(weights, found.measured).older is None and not seen  # there is none
+    older = find_out(replace(weights, reference="the base"), found.measured).older
+    assert seen == [(None, "the base")]
+    assert older.p == log_test(scores, opened.log.released, opened.log.block, 999).p
+
+
+def test_a_log_without_a_coin_promises_less(case):
+    tossed = case(1.0)
+    drawn = case(1.0, log=replace(a_log(), drawn="drawn now"))
+    reports = [log_verdict.log_report(*each, "again") for each in (tossed, drawn)]
+    said = ["no coin was tossed" in report.verdict.sentence for report in reports]
+    doubted = ["no coin was tossed" in " ".join(report.cannot_tell) for report in reports]
+    assumed = [
+        [any("no coin" in told for told in part.assumes) for part in report.tests]
+        for report in reports
+    ]
+    assert said == doubted == [False, True]
+    assert assumed == [[False, False, False], [True, True, False]]  # the test, the share; not Γ
+    assert all(len(report.tests[0].assumes) == 3 for report in reports)
+
+
 def test_swapped_sides_stop_the_audit(case):
     refused(lambda: case(-2.0), "withheld pictures better", "swapped")
 
@@ -446,6 +497,7 @@ def test_a_check_says_what_will_be_done(tmp_path):
         "exact" in told
         and "4 released pictures of 3 prompts" in told
         and "8 more will be drawn" in told
+        and "if nobody chose what was sent" in told
     )
     assert "each of 12 pictures" in told
     told = " ".join(outlook(read_audit(file, {"suspect.access": "prompts", "control.rhos": "[]"})))

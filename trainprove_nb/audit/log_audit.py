@@ -419,6 +419,7 @@ class LogFindings:
     gamma: float  # bias of the release that would explain the result away
     share: object  # `LearntShare`
     effect: float  # in standard deviations within a prompt
+    older: LogVerdict | None = None  # the model compared with, before the log; None: not asked
     controls: list = field(default_factory=list)  # (ρ, its verdict)
 
 # %% ../../nbs/audit/log_audit.ipynb #fbfcfac1
@@ -437,6 +438,16 @@ def _placebo(scores, released, block) -> np.ndarray:
         return placebo_p(scores, released, block)
     except ValueError:
         return np.zeros(0)
+
+# %% ../../nbs/audit/log_audit.ipynb #16c2e9ed
+def _older(opened) -> LogVerdict | None:
+    "The model to which the suspect is compared, before the log by itself; None where it said nothing of pictures."
+    asked_alike = opened.access in _SCORES and not opened.audit.test.score
+    if opened.reference is None or not asked_alike:
+        return None
+    who = Asked(None, {"weights": weights_digest(opened.reference)}, opened.reference)
+    scores = _SCORES[opened.access](replace(opened, reference=None), who, False)
+    return log_test(scores, opened.log.released, opened.log.block, opened.audit.test.draws)
 
 # %% ../../nbs/audit/log_audit.ipynb #1f6f94a6
 def find_out(
@@ -461,6 +472,7 @@ def find_out(
         gamma=sensitive.gamma,
         share=learnt_share(scores, released, block),
         effect=released_effect(scores, released, block),
+        older=_older(opened),
     )
 
 # %% ../../nbs/audit/log_audit.ipynb #9ad2514c

@@ -215,7 +215,8 @@ def _with_log(audit) -> Iterator:
     access = _access(audit)
     yield (
         "Test: what was released against what was withheld, over the whole log. It is exact: of "
-        f"suspects that never saw the pictures, at most {audit.test.level:g} are accused."
+        f"suspects that never saw the pictures, at most {audit.test.level:g} are accused"
+        f"{'' if withheld else ', if nobody chose what was sent: no coin was tossed for this log'}."
     )
     yield _of_the_log(audit, released, withheld, prompts)
     if audit.test.score:
