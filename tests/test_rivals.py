@@ -448,3 +448,14 @@ def test_without_names_all_fine_tuned_sources_are_asked(tmp_path):
     assert names == shipped and not {"mini-v1", "mini-v2"} & set(names)
     plain = plan_rivals(asked | {"sources": ["mini-v2"]}, str(tmp_path), str(tmp_path))
     assert [s.name for s in plain.sources] == ["mini-v2"]
+
+
+def test_what_is_said_of_scores_that_were_dropped():
+    parameters, tables, _ = read_results(shipped_results("rivals"), "rivals")
+    found = side_by_side(tables[""], tables["rivals"], 0.01)[0.3].map(lambda rate: rate.value)
+    kinds = ["nearest answer", "kernel"]
+    in_pixels = [found["log test, prompts only, pixels"], *(found[f"log test, {k}"] for k in kinds)]
+    kept = found["log test, prompts only"]
+    assert max(in_pixels) < kept / 2  # "find fewer in pixels"
+    others = [f"log test, {k}, whitened" for k in kinds] + ["log test, learnt from shadows"]
+    assert all(abs(found[other] - kept) < 1 / 8 for other in others)  # "as many": one suspect of 8
