@@ -409,6 +409,21 @@ def test_a_prompt_with_a_picture_twice_is_left_out_whatever_the_labels(log, side
     assert set(read["text"]) == {"dog", "bird"} and len(read) == 12
 
 
+@pytest.mark.parametrize("theirs", ["released", "withheld"])
+def test_a_prompt_of_which_another_account_has_a_picture_too_is_left_out(log, theirs):
+    assert set(read_log(log, "account 0")["text"]) == {"cat", "dog"}
+    table = log_table(log)
+    cat = table[(table.prompt == "cat") & (table.side == theirs)].iloc[:1]
+    table = pd.concat([table, cat.assign(account="bob", request="bob's")], ignore_index=True)
+    (log / JOURNAL).unlink()
+    table.to_parquet(log / "log.parquet")
+    with pytest.warns(UserWarning, match="1 of 2 prompts left out.* another account has it too"):
+        assert set(read_log(log, "account 0")["text"]) == {"dog"}
+    table.loc[table.account == "bob", "sha256"] = "1" * 64  # another picture of it does no harm
+    table.to_parquet(log / "log.parquet")
+    assert set(read_log(log, "account 0")["text"]) == {"cat", "dog"}
+
+
 def test_pictures_of_two_prompts_may_be_equal(log):
     def change(table):
         table.loc[0, ["file", "sha256"]] = table.loc[4, ["file", "sha256"]]

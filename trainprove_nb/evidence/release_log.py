@@ -407,13 +407,15 @@ def _check_alike(table: pd.DataFrame, block: pd.Series, made: list) -> None:
         )
 
 # %% ../../nbs/evidence/release_log.ipynb #b7fa37b6
-def _without_duplicates(table: pd.DataFrame) -> pd.DataFrame:
-    "The log without prompts of which a picture comes twice, to the byte, on whichever side."
-    twice = table.duplicated(["prompt", "sha256"], keep=False)
+def _without_duplicates(table: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
+    "Of some accounts' part, without prompts of which a picture comes twice in the log, to the byte, on any side."
+    twice = log.duplicated(["prompt", "sha256"], keep=False)[table.index]
     doubtful = table.prompt.isin(table.prompt[twice])
     if doubtful.any():
         out, of = table.prompt[doubtful].nunique(), table.prompt.nunique()
-        warnings.warn(f"{out} of {of} prompts left out: a picture of theirs comes twice")
+        warnings.warn(
+            f"{out} of {of} prompts left out: a picture of theirs comes twice, or another account has it too"
+        )
     return table[~doubtful]
 
 # %% ../../nbs/evidence/release_log.ipynb #339d7ba5
@@ -447,18 +449,18 @@ def read_log(
 
     Raises ValueError for pictures that are missing, altered, or made otherwise on one side,
     for blocks of one side, and for an account that the log does not know."""
-    table = log_table(folder)
+    table = log = log_table(folder)
     if account is not None:
-        table = table[table.account == account]
+        table = log[log.account == account]
     if table.empty:
         raise ValueError(
             f"nothing of {account or 'anybody'} is in {folder}: choose another account"
         )
-    table = _without_duplicates(table)
+    table = _without_duplicates(table, log)
     if table.empty:
         raise ValueError(
-            f"every prompt in {folder} has one picture twice, so that nothing can be tested: draw "
-            "released and withheld pictures with seeds of their own"
+            f"every prompt in {folder} has one picture twice, or one that another account has too, so that "
+            "nothing can be tested: draw with seeds of their own, for each account and request"
         )
     block = _blocks_of(table)
     looked_at = [_looked_at(Path(folder), row) for row in table.itertuples()]

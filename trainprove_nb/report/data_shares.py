@@ -25,7 +25,9 @@ def estimated_rho(
     table: pd.DataFrame,  # of the release experiment
     access: str,
     level: float = 0.9,  # of the intervals
-) -> pd.DataFrame:  # a row a suspect: source, rho (the truth), value, low, high; none of a lone source
+) -> (
+    pd.DataFrame
+):  # a row a suspect: source, rho (the truth), value, low, high; none of a lone source
     """What share of each suspect's data came from the log, by the suspects of all other sources.
 
     Raises ValueError where these are too few for the level."""
@@ -41,7 +43,9 @@ def estimated_rho(
 # %% ../../nbs/report/data_shares.ipynb #c51849a2
 def rho_coverage(
     found: pd.DataFrame,  # from `estimated_rho`
-) -> pd.DataFrame:  # index: the true ρ; columns: mean, least, most, width (numbers), held (text, a rate)
+) -> (
+    pd.DataFrame
+):  # index: the true ρ; columns: mean, least, most, width (numbers), held (text, a rate)
     "How near the estimates of each ρ come, how wide their intervals are, and how often these hold the truth."
     rows = {}
     for rho, same in found.groupby("rho"):
