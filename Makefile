@@ -5,6 +5,7 @@ KIND   := generator
 JOBS   := 2
 OUT    :=
 LAB    :=
+REDRAW :=
 SCRIPT :=
 PYTHON := python3
 # Let Python keep what it has compiled, even where the environment forbids it: else every process compiles torch anew, for 18 seconds
@@ -30,6 +31,7 @@ Each target first builds .venv if it is missing or out of date. `make figures` t
   JOBS=$(JOBS)         how many run at once
   OUT=$(OUT)           where figures go; empty is the program's own choice
   LAB=$(LAB)           where models and images are kept for next time; empty likewise
+  REDRAW=$(REDRAW)        `yes`: draw from the numbers that come along, in seconds; empty: measure
   PYTHON=$(PYTHON) which Python (3.11 or later) .venv is made with
 
 `make audit` takes JOBS, LAB and
@@ -56,7 +58,7 @@ venv: .venv/installed
 
 figures: venv
 	.venv/bin/trainprove figures '$(FIGURE)' --scale '$(SCALE)' --jobs '$(JOBS)' \
-	  $(if $(OUT),--out '$(OUT)') $(if $(LAB),--lab '$(LAB)')
+	  $(if $(OUT),--out '$(OUT)') $(if $(LAB),--lab '$(LAB)') $(if $(REDRAW),--redraw)
 
 audit: venv
 	.venv/bin/trainprove audit demo --kind '$(KIND)' --jobs '$(JOBS)' $(if $(LAB),--lab '$(LAB)')

@@ -191,3 +191,11 @@ def test_a_picture_without_words_is_noticed():
     assert not without_words(
         {"source": ['#| fig-alt: "A fox."\n', "sheet(x)"], "outputs": [picture]}
     )
+
+
+def test_make_redraws_from_shipped_results_when_it_is_asked_to():
+    def told(*words):
+        asked = ["make", "-n", "-o", "venv", "figures", "FIGURE=release", *words]
+        return subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert "--redraw" in told("REDRAW=yes") and "--redraw" not in told()
