@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from trainprove_nb.attribution.watermark import draw_message
 from trainprove_nb.data.pairs import pixels
 from trainprove_nb.evidence import guards
 from trainprove_nb.evidence.commitment import commit, draw_again, replay, verify
@@ -407,6 +408,13 @@ def test_a_prompt_with_a_picture_twice_is_left_out_whatever_the_labels(log, side
     with pytest.warns(UserWarning, match="1 of 3 prompts left out"):
         read = read_log(log)
     assert set(read["text"]) == {"dog", "bird"} and len(read) == 12
+
+
+def test_a_watermark_s_message_comes_from_a_key_as_its_page_says(tmp_path):
+    keys = [new_key(tmp_path / name) for name in "ab"]
+    messages = [draw_message(secret_seed(key, "watermark", "message", 0)) for key in keys]
+    assert (messages[0] == draw_message(secret_seed(keys[0], "watermark", "message", 0))).all()
+    assert (messages[0] != messages[1]).any() and set(messages[0]) == {0, 1}
 
 
 @pytest.mark.parametrize("theirs", ["released", "withheld"])
