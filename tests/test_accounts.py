@@ -15,12 +15,13 @@ from trainprove_nb.report.results import read_results, shipped_results
 from trainprove_nb.report.sentences import where
 from trainprove_nb.report.whose_log import (
     ACCOUNT_CHECKS,
-    _without_the_right_one,
     accounts_alt,
+    accounts_figure,
     accusations,
     named,
     named_of_found,
     whose_log_sentences,
+    wrong_logs,
     wrong_names,
     wrongly_named,
 )
@@ -101,10 +102,12 @@ def test_whom_holm_accuses_by_hand(table):
 
 def test_who_is_named_by_hand(table):
     assert named(table).loc["prompts only", 1.0].to_dict() == {
-        "found": "2 of 4",
-        "the right one": "2 of 4",
-        "a wrong one": "2 of 4",
+        "p ≤ .05": "3 of 4",
+        "named": "2 of 4",
+        "and a wrong one": "1 of 4",
+        "a wrong one instead": "1 of 4",
     }
+    assert named(table, alpha=0.01).loc[("prompts only", 1.0), "p ≤ .01"] == "2 of 4"
     rate = named_of_found(table)["prompts only"]
     assert (rate.value, rate.n) == (1, (2,))
     assert named_of_found(table, level=0.02)["prompts only"].value == pytest.approx(2 / 3)
@@ -112,13 +115,36 @@ def test_who_is_named_by_hand(table):
 
 
 def test_who_is_named_wrongly_by_hand(table):
-    found = wrongly_named(table)["prompts only"]
+    found = wrongly_named(table).loc["prompts only"]
     # without its own log "both" has .02 and .9 (2 × .02), "wrong" .4 and .01 (2 × .01)
     assert found.loc["another account"].to_dict() == {"each by itself": "2 of 4", "Holm": "2 of 4"}
     assert found.loc["disjoint data"].to_dict() == {"each by itself": "2 of 2", "Holm": "1 of 2"}
-    rate = wrong_names(table)["prompts only"]
-    low, high = stats.binomtest(3, 6).proportion_ci(method="exact")
-    assert (rate.value, rate.low, rate.high) == pytest.approx((0.5, low, high))
+    logs = wrong_logs(table).loc[("prompts only", "s")]
+    assert logs["named"].to_dict() == {0: "2 of 5", 2: "1 of 6"}  # "right" learnt log 0
+
+
+def test_sources_are_counted_for_the_interval(table):
+    shares = [3 / 6, 0, 0]
+    clean = [suspect("x", "same data", [0.5, 0.5, 0.5]), suspect("x", "same data", [0.9, 0.5, 0.5])]
+    more = [pd.DataFrame(rows).assign(source=name) for name, rows in zip("tu", clean, strict=True)]
+    rate = wrong_names(pd.concat([table, *more]))["prompts only"]
+    low, high = stats.t.interval(0.95, 2, np.mean(shares), stats.sem(shares))
+    assert (rate.value, rate.low, rate.high) == pytest.approx((np.mean(shares), max(low, 0), high))
+
+
+def test_who_did_not_stand_before_every_log_once_is_refused(table):
+    refused(lambda: accusations(table.iloc[1:]), "model right", "each of the 3 logs of s")
+    refused(lambda: accusations(pd.concat([table, table.iloc[:1]])), "model right", "once")
+    unknown = table.assign(p=table.p.where(table.model != "clean"))
+    refused(lambda: accusations(unknown), "p = nan")
+
+
+def test_a_suspect_of_two_sources_has_a_column_before_each(table):
+    twice = pd.concat([table, table.assign(source="t")])
+    (ax,) = accounts_figure(twice).axes
+    others = ax.get_lines()[0].get_xdata()
+    assert len(set(others)) == 2 * 6 and len(others) == (twice.kind != "infringing").sum()
+    assert len(ax.get_lines()[1].get_xdata()) == 2 * 4
 
 
 def test_holm_holds_where_single_tests_do_not():
@@ -127,7 +153,9 @@ def test_holm_holds_where_single_tests_do_not():
     table = pd.DataFrame([row for one in rows for row in one])
     wrong = wrong_names(table)["prompts only"].value * n
     assert stats.binomtest(round(wrong), n, 1 - (1 - 0.05 / 10) ** 10).pvalue > 0.01
-    alone = int(wrongly_named(table)["prompts only"].loc["same data", "each by itself"].split()[0])
+    alone = int(
+        wrongly_named(table).loc[("prompts only", "same data"), "each by itself"].split()[0]
+    )
     assert stats.binomtest(alone, n, 1 - 0.95**10).pvalue > 0.01
 
 
@@ -135,7 +163,8 @@ def test_what_is_told_of_accounts(table):
     parameters = {"scale": "mini", "customers": 2, "sources": ["s"]}
     told = whose_log_sentences({"": table}, parameters).data
     assert "among 3 is named for 2 of 4 at ρ = 1" in told and "found at .01: 1.00" in told
-    assert "Wrong names: 3, on 2 of 3 logs, for 0.50 (0.12–0.88) of all suspects" in told
+    assert "**Prompts only** (1 source)" in told
+    assert "own accounts left out: 3, on 2 of 3 logs, for 0.50 (" in told
     nobody = table.assign(p=0.5)
     assert "none is found" in whose_log_sentences({"": nobody}, parameters).data
     assert "9.0 (everybody before others at most 0.0)" in accounts_alt(table)
@@ -143,18 +172,14 @@ def test_what_is_told_of_accounts(table):
 
 def test_what_pages_say_of_accounts():
     table = read_results(shipped_results("accounts"), "accounts")[1][""]
-    assert (table.groupby("source").account.nunique() == 10).all()
-    found = named(table)
-    for access in ("prompts only", "prompts only, calibrated"):
-        right = found["the right one"][access]
-        assert right[0.5] == right[1.0] == "12 of 12"  # "wherever half of the data or more"
-        assert found["found"][access][0.3] != right[0.3]  # "a few are not named though found"
-        assert int(right[0.3].split()[0]) >= 2 / 3 * 12  # "two cases of three or more"
-        rate = wrong_names(table)[access]
-        assert rate.low < 0.05 < rate.high  # "as rare as the rule promises"
-        names = where(accusations(_without_the_right_one(table)), access=access, accused=True)
-        assert names.groupby(["source", "account"]).size().max() == 1  # "one by one"
-    wrong = accusations(_without_the_right_one(table)).query("accused")
-    pixels = where(wrong, access="prompts only, pixels").groupby(["source", "account"]).size()
-    assert wrong_names(table)["prompts only, pixels"].low > 0.05  # "more"
-    assert pixels.max() == 5 and len(pixels) == 5  # "few logs, five on a single one"
+    assert (table.groupby("source").account.nunique() == 10).all() and table.source.nunique() == 6
+    found, wrong = named(table), accusations(table, own=False).query("accused")
+    for access, right, names in (("prompts only", 8, 3), ("prompts only, calibrated", 10, 4)):
+        assert list(found.named[access]) == [f"{right} of 12", "12 of 12", "12 of 12"]
+        assert int(found["p ≤ .05"][access][0.3].split()[0]) > right  # "costs some"
+        on = where(wrong, access=access).groupby(["source", "account"]).size()
+        assert on.sum() == names and on.max() == 1  # "each on a log of its own"
+    pixels = where(wrong, access="prompts only, pixels")
+    on = pixels.groupby(["source", "account"]).size()
+    assert len(on) == 5 and on.max() == 5  # "all on five logs, five on a single one"
+    assert len(pixels[["source", "model"]].drop_duplicates()) == 12

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACCOUNT_CHECKS', 'measure_whose_log', 'accusations', 'named', 'named_of_found', 'wrongly_named', 'wrong_names',
-           'accounts_figure', 'accounts_alt', 'whose_log_sentences']
+           'wrong_logs', 'accounts_figure', 'accounts_alt', 'whose_log_sentences']
 
 # %% ../../nbs/report/whose_log.ipynb #206f2008
 import pandas as pd
@@ -18,12 +18,26 @@ from trainprove_nb.report.log_power import (
     LOG_CHECKS,
     _joined,
     _logs,
+    _mean_share,
     _panels,
     _whole,
     shuffles,
 )
 from .plan import Plan
 from .sentences import came_out, tally, where
+
+# %% ../../nbs/report/whose_log.ipynb #ce998c9b
+def _check_accounts(value, recipes, asked):
+    "No more accounts than can be told apart by so many shuffles."
+    value = _whole("accounts", 2, 1000)(value, recipes, asked)
+    draws = shuffles(asked["scale"])
+    most = int(0.05 * (draws + 1))
+    if value > most:
+        raise ValueError(
+            f"accounts = {value}: no p-value of {draws:,} shuffles is small enough to name one of so "
+            f"many at .05: give at most {most}"
+        )
+    return value
 
 # %% ../../nbs/report/whose_log.ipynb #df92a848
 def _check_customers(value, recipes, asked):
@@ -46,7 +60,8 @@ def _check_weights(value, recipes, asked):
 
 
 ACCOUNT_CHECKS = {  # for `plan_experiment`
-    **{name: LOG_CHECKS[name] for name in ("accounts", "m", "innocents", "own")},
+    **{name: LOG_CHECKS[name] for name in ("m", "innocents", "own")},
+    "accounts": _check_accounts,
     "repeats": _whole("repeats", 1, 1000),
     "customers": _check_customers,
     "weights": _check_weights,
@@ -78,40 +93,62 @@ def measure_whose_log(
     ]
     return {"": pd.concat(found, ignore_index=True)}
 
+# %% ../../nbs/report/whose_log.ipynb #674c3ed0
+def _check_all_logs(table):
+    "Every suspect stands once before each log of its source, by every access."
+    logs = table.groupby("source").account.nunique()
+    stood = table.groupby(["source", "model", "access"]).account.agg(["size", "nunique"])
+    wanted = stood.index.get_level_values("source").map(logs)
+    short = stood[(stood["size"] != wanted) | (stood["nunique"] != wanted)]
+    if len(short):
+        source, model, access = short.index[0]
+        raise ValueError(
+            f"model {model} did not stand once before each of the {logs[source]} logs of {source}, by "
+            f"{access}: who leaves logs out, or counts one twice, corrects for the wrong number"
+        )
+
 # %% ../../nbs/report/whose_log.ipynb #15440e63
 def accusations(
     table: pd.DataFrame,  # of the experiment
     alpha: float = 0.05,  # chance that any wrong account is accused
+    own: bool = True,  # with the log that a suspect learnt from; False: as if it were lost
 ) -> (
     pd.DataFrame
 ):  # a row a suspect, access and account: what `accused_accounts` says, `right`, `kind`
-    "Whom each suspect's p-values accuse. `right`: it learnt that account's log."
+    """Whom each suspect's p-values accuse. `right`: it learnt that account's log.
+
+    Raises ValueError where a suspect did not stand once before each log of its source."""
+    _check_all_logs(table)
     each = []
     for (source, model, access), rows in table.groupby(["source", "model", "access"], sort=False):
-        found = accused_accounts(dict(zip(rows.account, rows.p, strict=True)), alpha)
-        learnt = list(where(rows, kind="infringing").account)
-        kind = "infringing" if learnt else rows.kind.iloc[0]
+        learnt = where(rows, kind="infringing").account
+        tried = rows if own else rows[~rows.account.isin(learnt)]
+        kind = "infringing" if (tried.kind == "infringing").any() else tried.kind.iloc[0]
         who = dict(source=source, model=model, access=access, kind=kind, rho=rows.rho.iloc[0])
+        found = accused_accounts(dict(zip(tried.account, tried.p, strict=True)), alpha)
         each.append(found.assign(right=found.account.isin(learnt), **who))
     return pd.concat(each, ignore_index=True)
+
+# %% ../../nbs/report/whose_log.ipynb #58147ae9
+def _who_is_named(rows, alpha) -> dict:
+    "Of one infringer: would it be found, is the right account named, is a wrong one beside it or instead."
+    right, wrong = rows.accused[rows.right].item(), rows.accused[~rows.right].any()
+    return {
+        "p ≤ .05".replace(".05", f"{alpha:g}".lstrip("0")): rows.p[rows.right].item() <= alpha,
+        "named": right,
+        "and a wrong one": right and wrong,
+        "a wrong one instead": wrong and not right,
+    }
 
 # %% ../../nbs/report/whose_log.ipynb #848473fb
 def named(
     table: pd.DataFrame,  # of the experiment
-    level: float = 0.01,  # at which a case is found
-    alpha: float = 0.05,  # of the correction
+    alpha: float = 0.05,  # of a test, and of the correction
 ) -> pd.DataFrame:  # index: access, ρ; columns: texts "k of n" infringers
-    "Of how many infringers the log is found, the right account named, and any wrong one."
+    "How many infringers would be found if the account were known; of how many it is named; and wrong ones."
     guilty = where(accusations(table, alpha), kind="infringing")
     each = guilty.groupby(["access", "rho", "source", "model"], sort=False).apply(
-        lambda rows: pd.Series(
-            {
-                "found": rows.p[rows.right].item() <= level,
-                "the right one": rows.accused[rows.right].item(),
-                "a wrong one": rows.accused[~rows.right].any(),
-            }
-        ),
-        include_groups=False,
+        lambda rows: pd.Series(_who_is_named(rows, alpha)), include_groups=False
     )
     told = each.groupby(["access", "rho"], sort=False).agg(tally)
     return told.reindex(table.access.unique(), level="access")
@@ -128,44 +165,52 @@ def named_of_found(
     counted = right.groupby("access", sort=False)[["found", "both"]].sum()
     return counted.apply(lambda n: proportion(n.both, n.found), axis=1)
 
-# %% ../../nbs/report/whose_log.ipynb #4b9535f3
-def _without_the_right_one(table):
-    "Rows of logs from which the suspect learnt nothing; the kind of an infringer is `another account`."
-    return table[table.kind != "infringing"]
-
 # %% ../../nbs/report/whose_log.ipynb #4d915f67
 def wrongly_named(
     table: pd.DataFrame,  # of the experiment
     alpha: float = 0.05,  # of each test, or of the correction
-) -> pd.DataFrame:  # index: kind; columns: (access, rule); texts "k of n" suspects
-    "For how many suspects an account is named that they learnt nothing from."
-    found = accusations(_without_the_right_one(table), alpha)
-    one = found.groupby(["kind", "access", "source", "model"], sort=False)
+) -> pd.DataFrame:  # index: access, kind; columns: each by itself, Holm; texts "k of n" suspects
+    "For how many suspects an account is named that they learnt nothing from, their own left out."
+    found = accusations(table, alpha, own=False)
+    one = found.groupby(["access", "kind", "source", "model"], sort=False)
     each = pd.DataFrame({"each by itself": one.p.min() <= alpha, "Holm": one.accused.any()})
-    told = each.groupby(["kind", "access"], sort=False).agg(tally)
-    return (
-        told.unstack("access").swaplevel(axis=1).sort_index(axis=1, level=0, sort_remaining=False)
-    )
+    return each.groupby(["access", "kind"], sort=False).agg(tally)
 
 # %% ../../nbs/report/whose_log.ipynb #bae28707
 def wrong_names(
     table: pd.DataFrame,  # of the experiment
     alpha: float = 0.05,  # of the correction
 ) -> pd.Series:  # index: access; `Rate`s
-    "Share of all suspects for whom an account is named that they learnt nothing from."
-    found = accusations(_without_the_right_one(table), alpha)
+    "Mean share of a source's suspects for whom a wrong account is named, with a 95% interval over sources."
+    found = accusations(table, alpha, own=False)
     each = found.groupby(["access", "source", "model"], sort=False).accused.any()
-    by_access = each.groupby("access", sort=False)
-    return by_access.apply(lambda yes: proportion(int(yes.sum()), len(yes)))
+    shares = each.groupby(["access", "source"], sort=False).mean()
+    return shares.groupby("access", sort=False).apply(_mean_share)
+
+# %% ../../nbs/report/whose_log.ipynb #cb507ca0
+def wrong_logs(
+    table: pd.DataFrame,  # of the experiment
+    alpha: float = 0.05,  # of the correction
+) -> (
+    pd.DataFrame
+):  # index: access, source, account; columns: named ("k of n" suspects), mean z of all
+    "The logs on which wrong names fall, and where everybody stands who learnt nothing from them."
+    one = ["access", "source", "account"]
+    found = accusations(table, alpha, own=False).query("not right")
+    names = found.groupby(one, sort=False).accused.agg(["any", tally])
+    stand = table[table.kind != "infringing"].groupby(one, sort=False).z.mean()
+    told = pd.DataFrame({"named": names["tally"], "mean z": stand.round(1)})
+    return told[names["any"]]
 
 # %% ../../nbs/report/whose_log.ipynb #82170bd2
 def _draw_suspects(ax, rows, accounts):
     "A column a suspect, infringers first, by where they stand before their own log."
+    rows = rows.assign(who=list(zip(rows.source, rows.model, strict=True)))
     own = where(rows, kind="infringing").sort_values(["rho", "z"], ascending=False)
-    order = list(dict.fromkeys([*own.model, *rows.model]))
+    order = list(dict.fromkeys([*own.who, *rows.who]))
     others = rows[rows.kind != "infringing"]
-    ax.plot(others.model.map(order.index), others.z, ".", color="C0", ms=3, alpha=0.5, mew=0)
-    ax.plot(own.model.map(order.index), own.z, "o", color="#c1440e", ms=3.5, mew=0)
+    ax.plot(others.who.map(order.index), others.z, ".", color="C0", ms=3, alpha=0.5, mew=0)
+    ax.plot(own.who.map(order.index), own.z, "o", color="#c1440e", ms=3.5, mew=0)
     ax.axhline(stats.norm.isf(0.05 / accounts), color="k", lw=0.6, ls=":")
     ax.set_xlabel("suspects")
     ax.set_xticks([])
@@ -196,15 +241,15 @@ def accounts_alt(table: pd.DataFrame) -> str:
 def _named_point(table, access):
     "How often the right account is named by one access, and how often a wrong one."
     rows = where(table, access=access)
-    by_dose = named(rows).loc[access]
-    told = "; ".join(f"{row['the right one']} at ρ = {rho:g}" for rho, row in by_dose.iterrows())
+    by_dose, sources = named(rows).loc[access], rows.source.nunique()
+    told = "; ".join(f"{row['named']} at ρ = {rho:g}" for rho, row in by_dose.iterrows())
     of_found = str(named_of_found(rows)[access]) or "none, for none is found"
-    wrong = accusations(_without_the_right_one(rows)).query("accused")
+    wrong = accusations(rows, own=False).query("accused")
     return (
-        f"**{access.capitalize()}**: the right account among {rows.account.nunique()} is named for {told}; "
-        f"of those found at .01: {of_found}. Wrong names: {len(wrong)}, on "
-        f"{_logs(wrong)} of {_logs(rows)} logs, for {wrong_names(rows)[access]} of all suspects, "
-        f"their own account left out."
+        f"**{access.capitalize()}** ({sources} source{'s' * (sources != 1)}): the right account among "
+        f"{rows.account.nunique()} is named for {told}; of those found at .01: {of_found}. Wrong names, "
+        f"own accounts left out: {len(wrong)}, on {_logs(wrong)} of {_logs(rows)} logs, for "
+        f"{wrong_names(rows)[access]} of a source's suspects."
     )
 
 # %% ../../nbs/report/whose_log.ipynb #7aea0394
