@@ -183,3 +183,7 @@ def test_what_pages_say_of_accounts():
     on = pixels.groupby(["source", "account"]).size()
     assert len(on) == 5 and on.max() == 5  # "all on five logs, five on a single one"
     assert len(pixels[["source", "model"]].drop_duplicates()) == 12
+    assert set(found.named["open weights"]) == {"4 of 4"}  # "all four suspects of each dose"
+    weights = where(wrong, access="open weights")
+    assert len(weights) == 3 and len(weights[["source", "account"]].drop_duplicates()) == 2
+    assert len(weights[["source", "model"]].drop_duplicates()) == 3

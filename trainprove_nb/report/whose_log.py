@@ -174,7 +174,8 @@ def wrongly_named(
     found = accusations(table, alpha, own=False)
     one = found.groupby(["access", "kind", "source", "model"], sort=False)
     each = pd.DataFrame({"each by itself": one.p.min() <= alpha, "Holm": one.accused.any()})
-    return each.groupby(["access", "kind"], sort=False).agg(tally)
+    told = each.groupby(["access", "kind"], sort=False).agg(tally)
+    return told.reindex(table.access.unique(), level="access")
 
 # %% ../../nbs/report/whose_log.ipynb #bae28707
 def wrong_names(
