@@ -203,7 +203,7 @@ EXPERIMENTS = {
     "fig7": ["fig7.png", "fig7_calibrated.svg", "fig7.csv"],
     "fair": ["fair.png", "fair_looks.svg", "fair_looks.csv", "fair_numbers.csv"],
     "hard": ["innocents.png", "base.svg", "overlap.png", "leak.png", "length.png", "hard.csv"],
-    "release": ["release.png", "release_innocence.svg", "release.csv", "release_redrawn.csv"],
+    "release": ["release.png", "release_innocence.svg", "release_redrawn.csv", "release_bets.csv"],
     "accounts": ["accounts.png", "accounts.csv"],
     "lora": ["lora.png", "lora.csv"],
     "long_log": ["long_log.png", "long_log_sizes.csv", "long_log_questions.csv"],

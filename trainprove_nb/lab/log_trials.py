@@ -7,7 +7,7 @@ __all__ = ['ACCESSES', 'DRAWS', 'log_trials', 'LogPlan', 'pool', 'stands_before'
            'before_log', 'redrawn_log', 'before_redrawn_logs', 'measure_logs']
 
 # %% ../../nbs/lab/log_trials.ipynb #8a91e37d
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -122,6 +122,12 @@ def _own(plan, source):
     "The owner's own models: they stand before all logs."
     rhos = [float(rho) for rho in plan.own]
     return [Trial(source.name, "own", rho, own_model(plan.recipes, source, rho)) for rho in rhos]
+
+# %% ../../nbs/lab/log_trials.ipynb #cf01a57a
+def _own_innocents(plan, source):
+    "The owner's own models that learnt from the source, from no log: innocents, by scores that are not calibrated."
+    own = [trial.model for trial in _own(plan, source) if trial.rho]
+    return [Trial(source.name, "same source", 0.0, model, k=k) for k, model in enumerate(own)]
 
 # %% ../../nbs/lab/log_trials.ipynb #d522b541
 def log_stages(
@@ -402,12 +408,12 @@ def measure_logs(
     "Every suspect of a source before the logs that it stands before."
     there = Pool(lab, plan, source)
     real, possible = [], []
-    trials = log_trials(plan.recipes, source, plan.accounts, plan.innocents)
-    for trial in tqdm(trials, desc=f"{source.name} before logs", unit="suspect", delay=10):
-        scores, accounts = (
-            picture_scores(lab, plan, source, trial, there),
-            stands_before(plan, trial),
-        )
+    alone = replace(plan, own=(), restored=0)  # who calibrates is not calibrated
+    asked = [(plan, t) for t in log_trials(plan.recipes, source, plan.accounts, plan.innocents)]
+    asked += [(alone, t) for t in _own_innocents(plan, source)]
+    for how, trial in tqdm(asked, desc=f"{source.name} before logs", unit="suspect", delay=10):
+        scores = picture_scores(lab, how, source, trial, there)
+        accounts = stands_before(how, trial)
         for account in accounts:
             real += before_log(there, scores, trial, account, draws)
         if len(accounts) == plan.accounts:

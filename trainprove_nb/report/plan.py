@@ -172,7 +172,7 @@ TABLES = {
     "table1": ("accused", "instance"),
     "fair_table1": ("accused", "instance"),
     "hard": ("models", "keys"),
-    "release": ("redrawn", "rivals"),
+    "release": ("redrawn", "rivals", "bets", "fixed"),
     "laundering": ("sizes",),
     "long_log": ("redrawn", "sizes", "questions", "longer"),
     "rivals": ("rivals",),
