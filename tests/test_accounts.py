@@ -10,6 +10,7 @@ from trainprove_nb.lab.account_trials import account_trials
 from trainprove_nb.lab.generator_recipes import INNOCENTS, GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.log_trials import LogPlan, log_stages, stands_before
+from trainprove_nb.report.log_power import leaning
 from trainprove_nb.report.plan import plan_experiment
 from trainprove_nb.report.results import read_results, shipped_results
 from trainprove_nb.report.sentences import where
@@ -187,3 +188,7 @@ def test_what_pages_say_of_accounts():
     weights = where(wrong, access="open weights")
     assert len(weights) == 3 and len(weights[["source", "account"]].drop_duplicates()) == 2
     assert len(weights[["source", "model"]].drop_duplicates()) == 3
+    between = leaning(table)["between logs"]
+    assert (
+        between.idxmax() == "prompts only, pixels" and between.min() > 1 / 10**0.5
+    )  # "every score"

@@ -112,9 +112,7 @@ def accusations(
     table: pd.DataFrame,  # of the experiment
     alpha: float = 0.05,  # chance that any wrong account is accused
     own: bool = True,  # with the log that a suspect learnt from; False: as if it were lost
-) -> (
-    pd.DataFrame
-):  # a row a suspect, access and account: what `accused_accounts` says, `right`, `kind`
+) -> pd.DataFrame:  # a row a suspect, access and account: accused or not, right or not
     """Whom each suspect's p-values accuse. `right`: it learnt that account's log.
 
     Raises ValueError where a suspect did not stand once before each log of its source."""
@@ -134,7 +132,7 @@ def _who_is_named(rows, alpha) -> dict:
     "Of one infringer: would it be found, is the right account named, is a wrong one beside it or instead."
     right, wrong = rows.accused[rows.right].item(), rows.accused[~rows.right].any()
     return {
-        "p ≤ .05".replace(".05", f"{alpha:g}".lstrip("0")): rows.p[rows.right].item() <= alpha,
+        f"p ≤ {alpha:g}".replace("0.", "."): rows.p[rows.right].item() <= alpha,
         "named": right,
         "and a wrong one": right and wrong,
         "a wrong one instead": wrong and not right,
@@ -192,9 +190,7 @@ def wrong_names(
 def wrong_logs(
     table: pd.DataFrame,  # of the experiment
     alpha: float = 0.05,  # of the correction
-) -> (
-    pd.DataFrame
-):  # index: access, source, account; columns: named ("k of n" suspects), mean z of all
+) -> pd.DataFrame:  # index: access, source, account; columns: named (a text), mean z
     "The logs on which wrong names fall, and where everybody stands who learnt nothing from them."
     one = ["access", "source", "account"]
     found = accusations(table, alpha, own=False).query("not right")
