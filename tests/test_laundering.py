@@ -430,6 +430,7 @@ def test_share_found_by_size():
 ASKED = dict(
     scale="smoke", knobs={}, sources=["mini-v1-avatars"], rhos=[0.3, 1], suspects=1, m=2, draws=99
 )
+ASKED |= {"own": []}
 ASKED |= dict.fromkeys(("ways", "repeats", "sizes", "parts"))
 
 

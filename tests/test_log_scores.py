@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from helpers import refused
@@ -219,6 +220,7 @@ class Made:
         grid = [(a, p, r) for a in (0, 1) for p in "abcde" for r in (1, 1, 0, 0, 0, 0)]
         self.account, self.prompts, self.released = map(np.array, zip(*grid, strict=True))
         self.released = self.released.astype(bool)
+        self.places = pd.Series(self.prompts).groupby(self.prompts).indices
 
 
 def test_a_redrawn_log_is_as_large_and_holds_nothing_that_was_seen(plan):

@@ -40,6 +40,7 @@ class Made:
         grid = [(a, p, r) for a in (0, 1) for p in "abcde" for r in (1,) * 4 + (0,) * 8]
         self.account, self.prompts, self.released = map(np.array, zip(*grid, strict=True))
         self.released = self.released.astype(bool)
+        self.places = pd.Series(self.prompts).groupby(self.prompts).indices
 
 
 @pytest.mark.parametrize("m", [1, 2])

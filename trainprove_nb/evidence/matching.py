@@ -21,17 +21,15 @@ def _flat(images) -> np.ndarray:  # float32 (n, numbers), from 0 to 1
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 # %% ../../nbs/evidence/matching.ipynb #6e969a2d
-def _places(prompts, asked) -> tuple:  # (int (n,), int (answers,))
-    "The block of each picture and of each answer. Raises ValueError for a prompt without answers."
-    names, block = np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
+def _places(names, asked) -> np.ndarray:  # int (answers,); -1: none of the prompts
+    "Which prompt each answer is to. Raises ValueError for a prompt without answers."
     place = {name: k for k, name in enumerate(names)}
     if missing := set(place) - {str(text) for text in asked}:
         raise ValueError(
             f"{len(missing)} prompts have no answer, for one {str(sorted(missing)[0])!r}: "
             "ask the suspect every prompt of the log, or leave these prompts out"
         )
-    kept = [place.get(str(text), -1) for text in asked]
-    return block, np.array(kept)
+    return np.array([place.get(str(text), -1) for text in asked])
 
 # %% ../../nbs/evidence/matching.ipynb #29386c8e
 def _block_means(rows, block, n) -> np.ndarray:  # (n, numbers)
@@ -53,21 +51,35 @@ class Differences:
         answers,  # the suspect's pictures, of the same size
         asked: list,  # the text that each is an answer to
     ):
-        self.block, where = _places(prompts, asked)
-        rows, replies = _flat(images), _flat(answers)[where >= 0]
+        texts = np.asarray(prompts, dtype=object).astype(str)
+        self.names, self.block = np.unique(texts, return_inverse=True)
+        where = _places(self.names, asked)
+        rows = _flat(images)
+        self.means = _block_means(rows, self.block, len(self.names))
+        self.pictures = rows - self.means[self.block]
+        self.known = {}  # the pictures in other units, see `_picture_arrows`
+        self._meet(answers, where)
+
+    def _meet(self, answers, where):
+        replies = _flat(answers)[where >= 0]
         self.of_answer = where[where >= 0]
-        means = _block_means(rows, self.block, self.block.max() + 1)
-        self.pictures = rows - means[self.block]
-        self.answers = replies - means[self.of_answer]
+        self.answers = replies - self.means[self.of_answer]
+
+    def before(self, answers, asked: list) -> "Differences":
+        "The same pictures before other answers, of another suspect: nothing of them is found twice."
+        other = copy(self)
+        other._meet(answers, _places(self.names, asked))
+        return other
 
 # %% ../../nbs/evidence/matching.ipynb #9ea9c73a
 def rms_score(
     found: Differences,
 ) -> np.ndarray:  # (n,): the higher, the nearer
     "Minus the mean squared distance to the answers of the prompt; what is the same for all is left out."
-    n = found.block.max() + 1
-    mean = _block_means(found.answers, found.of_answer, n)[found.block]
-    return -((found.pictures - mean) ** 2).mean(1)
+    mean = _block_means(found.answers, found.of_answer, len(found.means))
+    parts = range(0, len(found.block), 500)  # a long log's differences would not fit into a cache
+    apart = (found.pictures[k : k + 500] - mean[found.block[k : k + 500]] for k in parts)
+    return -np.concatenate([(rows**2).mean(1) for rows in apart])
 
 # %% ../../nbs/evidence/matching.ipynb #a7989f47
 def _products(rows: np.ndarray) -> np.ndarray:  # float64 (n, n)
@@ -105,10 +117,17 @@ def _arrows(rows, unit) -> np.ndarray:
     return turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
 
 # %% ../../nbs/evidence/matching.ipynb #8c9b4583
+def _picture_arrows(found, unit) -> np.ndarray:
+    "The pictures as arrows: found once, for all suspects."
+    if found.known.get("unit") is not unit:
+        found.known.update(unit=unit, arrows=_arrows(found.pictures, unit))
+    return found.known["arrows"]
+
+
 def _in_common(found, unit) -> np.ndarray:  # (n, directions); sums lie from -1 to 1
     "What a picture and the mean answer have in common, direction by direction."
-    pictures, answers = _arrows(found.pictures, unit), _arrows(found.answers, unit)
-    return pictures * _block_means(answers, found.of_answer, found.block.max() + 1)[found.block]
+    pictures, answers = _picture_arrows(found, unit), _arrows(found.answers, unit)
+    return pictures * _block_means(answers, found.of_answer, len(found.means))[found.block]
 
 # %% ../../nbs/evidence/matching.ipynb #4c250e3f
 def whitened_score(
@@ -159,6 +178,7 @@ def in_units(
     "The same pictures and answers, measured in other units."
     turned = copy(found)
     turned.pictures, turned.answers = found.pictures @ unit, found.answers @ unit
+    turned.means, turned.known = found.means @ unit, {}
     return turned
 
 # %% ../../nbs/evidence/matching.ipynb #efdb7a7f

@@ -16,7 +16,7 @@ from ..evidence.betting import in_secret_order, payoff, wealth_path
 from ..evidence.log_test import log_test
 from .engine import Lab
 from .generator_recipes import Source
-from .log_trials import LogPlan, Pool, _answer_scores, _with_both_sides, log_trials
+from .log_trials import LogPlan, Pool, _answer_score, _with_both_sides, log_trials
 from .size_trials import few_prompts
 from .store import seed_of
 
@@ -48,7 +48,7 @@ def measure_bets(
     trials = log_trials(plan.recipes, source, plan.accounts, plan.innocents)
     guilty = [t for t in trials if t.kind == "infringing" and t.rho >= plan.least_asked]
     for trial in tqdm(guilty, desc=f"{source.name}, prompt by prompt", unit="suspect", delay=10):
-        scores = _answer_scores(lab, plan, source, trial, there, plan.repeats)["prompts only"]
+        scores = _answer_score(lab, plan, source, trial, there, plan.repeats)
         who = dict(source=trial.origin, rho=trial.rho, suspect=trial.k)
         bets += [who | row for row in _bets(there, scores, trial, tries, level)]
         fixed += [who | row for row in _fixed(there, scores, trial, numbers, tries)]

@@ -172,7 +172,9 @@ class Pool:
         self.part = np.concatenate([np.full(len(parts[i]), i) for i in sides])
         self.account, self.released = self.part // 2, self.part % 2 == 0
         self.captions = list(lab.pairs(plan.recipes.train(source))["text"])
-        self.unit = None  # from `whitening`: found when it is first needed
+        self.places = pd.Series(self.prompts).groupby(self.prompts).indices  # prompt -> places
+        self.found = None  # `Differences` of the pictures: found when they are first needed
+        self.unit = None  # from `whitening`: likewise
         self.own = None  # scores of the owner's own models: likewise
 
 # %% ../../nbs/lab/log_trials.ipynb #8e9ee2a5
@@ -228,7 +230,11 @@ def _prompts_only(lab, plan, source, trial, there):
     repeats = _asked(plan, trial)
     if not repeats:
         return {}
-    scores = _answer_scores(lab, plan, source, trial, there, repeats)
+    found = _differences(lab, plan, source, trial, there, repeats)
+    scores = {
+        "prompts only": whitened_score(found, there.unit),
+        "prompts only, pixels": rms_score(found),
+    }
     if plan.own:
         own = _own_matches(lab, plan, source, there)
         scores["prompts only, calibrated"] = _calibrated(there, scores["prompts only"], own)
@@ -238,11 +244,10 @@ def _prompts_only(lab, plan, source, trial, there):
 def _own_matches(lab, plan, source, there):
     "How the answers of the owner's own models match the pool; found once."
     if there.own is None:
-        scored = (
-            _answer_scores(lab, plan, source, own, there, plan.repeats)
+        there.own = [
+            _answer_score(lab, plan, source, own, there, plan.repeats)
             for own in _own(plan, source)
-        )
-        there.own = [scores["prompts only"] for scores in scored]
+        ]
     return there.own
 
 # %% ../../nbs/lab/log_trials.ipynb #6a37b180
@@ -250,26 +255,17 @@ def _differences(lab, plan, source, trial, there, repeats) -> Differences:
     "The pool's pictures and the first so many answers to each caption; the pool's units are found."
     asked = [caption_answers(plan.recipes, trial.model, source, k) for k in range(repeats)]
     answers = np.concatenate([lab.array(recipe) for recipe in asked])
-    found = Differences(there.images, there.prompts, answers, there.captions * repeats)
-    if there.unit is None:
-        there.unit = whitening(found.pictures)
-    return found
+    texts = there.captions * repeats
+    if there.found is None:
+        there.found = Differences(there.images, there.prompts, answers, texts)
+        there.unit = whitening(there.found.pictures)
+    return there.found.before(answers, texts)
 
 # %% ../../nbs/lab/log_trials.ipynb #1aa32333
-def _answer_scores(
-    lab: Lab,  # with the artifacts
-    plan: LogPlan,
-    source: Source,
-    trial: Trial,
-    there: Pool,  # of the source
-    repeats: int,  # the first so many answers to each caption
-) -> dict:  # access -> (n,) scores of the pool's pictures
-    "Scores by a suspect's answers, whitened and by plain pixels."
+def _answer_score(lab, plan, source, trial, there, repeats) -> np.ndarray:
+    "How the first so many answers to each caption match the pool, whitened."
     found = _differences(lab, plan, source, trial, there, repeats)
-    return {
-        "prompts only": whitened_score(found, there.unit),
-        "prompts only, pixels": rms_score(found),
-    }
+    return whitened_score(found, there.unit)
 
 # %% ../../nbs/lab/log_trials.ipynb #f06c5bad
 ACCESSES = (_open_weights, _image_to_image, _prompts_only)  # each gives scores by name
@@ -348,9 +344,9 @@ def redrawn_log(
     first = there.account == 0
     places, labels = [], []
     for prompt in np.unique(there.prompts[first]):
-        here = there.prompts == prompt
-        given, kept = (np.sum(here & first & (there.released == side)) for side in (True, False))
-        some = rng.permutation(np.flatnonzero(here & unseen))[: given + kept]
+        here = there.places[prompt]
+        size, given = np.sum(first[here]), np.sum((first & there.released)[here])
+        some = rng.permutation(here[unseen[here]])[:size]
         if 0 < given < len(some):  # else nothing can be compared
             places.append(some)
             labels.append(np.arange(len(some)) < given)

@@ -19,7 +19,7 @@ from .generator_recipes import Source
 from trainprove_nb.lab.log_trials import (
     LogPlan,
     Pool,
-    _answer_scores,
+    _answer_score,
     _calibrated,
     _own_matches,
     _with_both_sides,
@@ -37,12 +37,13 @@ def part_of_log(
 ) -> tuple:  # (places in the pool, which of them are released)
     "A random part of a log, all its prompts with pictures of both sides."
     mine = there.account == account
-    some = rng.permutation(np.flatnonzero(mine & there.released))[:pictures]
+    given_away, kept_back = mine & there.released, mine & ~there.released
+    some = rng.permutation(np.flatnonzero(given_away))[:pictures]
+    chosen = pd.Series(some).groupby(there.prompts[some])
     places, labels = [], []
-    for prompt in np.unique(there.prompts[some]):
-        here = there.prompts == prompt
-        given = some[here[some]]
-        kept = rng.permutation(np.flatnonzero(here & mine & ~there.released))[: m * len(given)]
+    for prompt, given in chosen:
+        here = there.places[prompt]
+        kept = rng.permutation(here[kept_back[here]])[: m * len(given)]
         if len(kept):
             places += [given, kept]
             labels += [np.ones(len(given), bool), np.zeros(len(kept), bool)]
@@ -56,7 +57,7 @@ def _scores_by_effort(lab, plan, source, trial, there):
     scores = {(access, 0): score for access, score in unasked.items()}
     asked = plan.repeats if trial.rho >= plan.least_asked else 0
     for n in range(1, asked + 1):
-        found = _answer_scores(lab, plan, source, trial, there, n)["prompts only"]
+        found = _answer_score(lab, plan, source, trial, there, n)
         scores["prompts only", n] = found
         if plan.own:
             own = _own_matches(lab, plan, source, there)

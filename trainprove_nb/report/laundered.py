@@ -22,7 +22,9 @@ from trainprove_nb.lab.laundering_trials import (
 from ..lab.log_trials import LogPlan, Pool
 from ..lab.size_trials import measure_sizes, scores_by_effort
 from .figures import panel_row
+from .log_power import _shares
 from .plan import Plan
+from .rivals import _fine_tuned
 from .sentences import came_out, tally, told, where
 
 # %% ../../nbs/report/laundered.ipynb #994e2dc5
@@ -63,9 +65,11 @@ def _checked(name, allowed):
 
 # %% ../../nbs/report/laundered.ipynb #2267efdb
 LAUNDERING_CHECKS = {  # for `plan_experiment`
+    "sources": _fine_tuned,
     "ways": _by_scale("ways", Listing(Choice(tuple(WAYS)))),
     "m": _checked("m", count(1, 100)),
     "draws": _checked("draws", count(99, 1_000_000)),
+    "own": _shares,
     "repeats": _by_scale("repeats", count(0, 1000)),
     "sizes": _check_sizes,
     "parts": _by_scale("parts", count(1, 1000)),
@@ -77,7 +81,7 @@ def _log_plan(plan) -> LogPlan:
     asked, rhos = plan.parameters, plan.recipes.scale.rhos
     two = max(2, asked["suspects"])  # each before another's log too
     few = dict(m=asked["m"], repeats=asked["repeats"], restored=0, least_asked=max(rhos))
-    return LogPlan(plan.recipes, accounts=two, **few)
+    return LogPlan(plan.recipes, accounts=two, own=tuple(asked["own"]), **few)
 
 # %% ../../nbs/report/laundered.ipynb #a422e7c1
 def _trials(plan, source):

@@ -37,6 +37,7 @@ from trainprove_nb.report.log_power import (
     shuffles,
 )
 from .plan import Plan, plan_experiment
+from .rivals import _fine_tuned
 from .sentences import came_out, tally, told, where
 
 # %% ../../nbs/report/long_log.ipynb #fecf1a6a
@@ -64,6 +65,7 @@ def _as_far_as(name, usual, most):
 # %% ../../nbs/report/long_log.ipynb #226eba93
 LONG_LOG_CHECKS = {  # for `plan_experiment`
     **LOG_CHECKS,
+    "sources": _fine_tuned,
     "repeats": _whole("repeats", 1, 1000),
     "parts": _whole("parts", 1, 1000),
     "longer": _whole("longer", 0, 1000),
