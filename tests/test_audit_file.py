@@ -21,7 +21,8 @@ from trainprove_nb.audit.asking import accesses, suspect_function
 from trainprove_nb.audit.checks import check_file
 from trainprove_nb.audit.reading import AuditFileError, new_audit, read_audit
 from trainprove_nb.audit.sections import AuditFile, Suspect, audit_schema, knob_table
-from trainprove_nb.evidence.release_log import COLUMNS
+from trainprove_nb.evidence.commitment import commit
+from trainprove_nb.evidence.release_log import COLUMNS, JOURNAL, Recorder, new_key
 
 SECRET = "sk-live-0123456789abcdef"
 GOOD = "suspect: {model: mini-v1}\n"
@@ -732,6 +733,13 @@ def test_a_good_file_has_no_problems(case, access):
 
 
 PROBLEMS = [  # what is given beside LOG, the key, the advice
+    ({"released.key": "mine.py"}, "released.key", "give released.commitment too"),
+    (
+        {"released.commitment": "x.json"},
+        "released.commitment",
+        "no file .*x.json: give what commit",
+    ),
+    ({"released.commitment": "mine.py"}, "released.commitment", "is no commitment: give"),
     ({"released.log": "nowhere"}, "released.log", "there is no folder .*nowhere: give the folder"),
     ({"released.log": "nothing"}, "released.log", "nothing holds no dataset: expected metadata"),
     ({"released.log": "junk"}, "released.log", "[Pp]arquet"),
@@ -877,6 +885,30 @@ def test_a_problem_is_found_before_work_starts(case, monkeypatch, given, key, ad
 def test_without_a_log_other_keys_count(case, text, problems):
     found = check_file(audit_of(case, text))
     assert [f[: len(p)] for f, p in zip(found, problems, strict=True)] == problems
+
+
+def test_a_log_is_held_against_its_commitment(case):
+    key = new_key(str(case / "key"))
+    new_key(str(case / "other-key"))
+
+    def draw(texts, seeds):
+        return np.stack([np.full((16, 16, 3), seed % 256, np.uint8) for seed in seeds])
+
+    recorder = Recorder(str(case / "service"), key, draw, {"model": "grey"}, withheld=4)
+    for k in range(6):
+        recorder.release(f"a {k}", "alice")
+    (case / "dated.json").write_text(commit(str(case / "service")))
+    given = {"released.log": "service", "released.commitment": "dated.json"}
+    assert check_file(audit_of(case, LOG, **given)) == []
+    assert check_file(audit_of(case, LOG, **given, **{"released.key": "key"})) == []
+    (said,) = check_file(audit_of(case, LOG, **given, **{"released.key": "other-key"}))
+    assert "not the key that the log was begun with" in said
+    recorder.release("a 6", "alice")  # a log goes on
+    assert check_file(audit_of(case, LOG, **given)) == []
+    journal = case / "service" / JOURNAL
+    journal.write_bytes(journal.read_bytes().replace(b"a 3", b"a 9"))
+    (said,) = check_file(audit_of(case, LOG, **given))
+    sentence(said, "released.commitment", "line 4 was changed")
 
 
 def test_a_folder_that_may_not_be_written_is_told(case, monkeypatch):

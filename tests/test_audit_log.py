@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -30,6 +31,7 @@ from trainprove_nb.audit.scores import (
     questions,
 )
 from trainprove_nb.data.pairs import PAIRS, pairs
+from trainprove_nb.evidence.commitment import Checked
 from trainprove_nb.evidence.log_test import log_test
 from trainprove_nb.evidence.naming import changed
 from trainprove_nb.evidence.release_log import encode
@@ -445,6 +447,31 @@ def test_a_log_without_a_coin_promises_less(case):
     assert said == doubted == [False, True]
     assert assumed == [[False, False, False], [True, True, False]]  # the test, the share; not Γ
     assert all(len(report.tests[0].assumes) == 3 for report in reports)
+
+
+@pytest.mark.parametrize("key, coin", [(False, log_verdict.COIN), (True, log_verdict.SECRET_COIN)])
+def test_a_log_that_was_committed_is_said_to_be(case, key, coin):
+    opened, found = case(1.0)
+    plain = log_verdict.log_report(opened, found, "again")
+    assert "held against no commitment" in " ".join(plain.cannot_tell)
+    assert "log, committed" not in {fact.name for fact in plain.asked}
+    opened.committed = Checked(lines=5, since=2, pictures=12, not_kept=0, key=key)
+    report = log_verdict.log_report(opened, found, "again")
+    (told,) = (fact.value for fact in report.asked if fact.name == "log, committed")
+    assert told.startswith("5 committed lines are in order, and 2 since; 12 pictures")
+    assert "no commitment" not in " ".join(report.cannot_tell)
+    assert coin in report.tests[0].assumes and coin in report.tests[1].assumes
+
+
+def test_a_report_says_what_lead_would_have_been_found(case):
+    opened, found = case(1.0, log=(log := a_log()))
+    told = log_verdict.log_report(opened, found, "again").tests[0].sentence
+    (lead,) = re.findall(r"A lead of (\d\.\d\d) standard deviations would be found", told)
+    rng, hits = np.random.default_rng(0), []
+    for run in range(200):
+        scores = rng.normal(size=len(log.texts)) + float(lead) * log.released
+        hits.append(log_test(scores, log.released, log.block, 199, seed=run).p <= 0.05)
+    assert abs(np.mean(hits) - 0.8) < 0.1
 
 
 def test_swapped_sides_stop_the_audit(case):

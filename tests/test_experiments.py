@@ -87,7 +87,6 @@ OTHERS = {
         "parts": (1.5, "parts = 1.5", "whole number"),
         "sizes": ([21], "sizes has 21", "at most 20"),
         "prompts": ([], "prompts = ", "at least 1"),
-        "longer": (-1, "longer = -1", "at least 0"),
         "rhos": ([0], "rhos", "above 0"),
     },
     "rivals": {

@@ -152,6 +152,21 @@ def test_answers_to_other_prompts_are_left_out():
     np.testing.assert_allclose(whitened_score(Differences(images, prompts, *more)), usual)
 
 
+def test_another_suspect_s_answers_are_scored_as_if_the_pictures_were_new():
+    images, prompts, answers, asked, _ = made_up(0.5)
+    others = made_up(0.0, seed=1)[2]
+    first, anew = (Differences(images, prompts, x, asked) for x in (answers, others))
+    unit, fewer = whitening(first.pictures), whitening(first.pictures, 5)
+    kept = whitened_score(first, unit)
+    for _ in range(2):  # the second time the first units are no longer the last
+        again = first.before(others, asked)
+        for other in (unit, fewer):
+            assert np.array_equal(whitened_score(again, other), whitened_score(anew, other))
+        assert np.array_equal(rms_score(again), rms_score(anew))
+    assert np.array_equal(whitened_score(first, unit), kept), "the first suspect was changed"
+    refused(lambda: first.before(others[4:], asked[4:]), "1 prompts", "'a 0'", "ask")
+
+
 def test_a_prompt_without_answer_is_refused():
     images, prompts, answers, asked, _ = made_up(0.5)
     refused(

@@ -1,7 +1,5 @@
 "Long logs: parts of them, what is asked for, and what is read from the tables."
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +20,6 @@ from trainprove_nb.lab.size_trials import (
     scores_by_effort,
 )
 from trainprove_nb.report.long_log import (
-    _stages,
     found_by,
     long_log_alt,
     long_log_sentences,
@@ -137,7 +134,7 @@ def test_the_owner_s_own_models_of_a_long_log_learn_from_other_pictures_than_sus
 
 
 ASKED = dict(scale="mini", knobs={}, sources=["mini-v1-avatars"], rhos=[0.3], accounts=1, m=1)
-ASKED |= dict(repeats=3, innocents=1, redrawn=2, sizes=None, prompts=None, parts=2, longer=30)
+ASKED |= dict(repeats=3, innocents=1, redrawn=2, sizes=None, prompts=None, parts=2)
 
 
 def test_a_long_log_has_the_usual_looks(tmp_path):
@@ -150,22 +147,6 @@ def test_a_long_log_has_the_usual_looks(tmp_path):
     assert fewer.parameters["sizes"] == [50, 150, 500]
     wrong = ASKED | {"prompts": [1001]}
     refused(lambda: plan_long_log(wrong, str(tmp_path / "lab"), str(tmp_path)), "prompts has 1001")
-
-
-def test_who_trains_longer_differs_by_steps_alone(tmp_path):
-    plan = plan_long_log(ASKED, str(tmp_path / "lab"), str(tmp_path / "out"))
-    (source,) = plan.sources
-    stages = _stages(plan, source)
-    models = {}
-    for recipe in stages["suspects"]:
-        role = json.dumps(recipe["pairs"], sort_keys=True), recipe["training"]["seed"]
-        models.setdefault(role, []).append(recipe["training"]["steps"])
-    assert sorted(s for s in models.values() if len(s) > 1) == [[2500, 9375]]  # 8 and 30 looks
-    answers = [recipe["model"]["training"]["steps"] for recipe in stages["answers"]]
-    assert answers.count(9375) == 3
-    once = plan_long_log(ASKED | {"longer": 0}, str(tmp_path / "lab"), str(tmp_path / "out"))
-    few = _stages(once, source)["suspects"]
-    assert len(few) == len(stages["suspects"]) - 1
 
 
 # Reading
@@ -204,9 +185,6 @@ def test_the_page_says_what_is_enough_and_what_is_not():
         "redrawn": a_log([]).assign(log=0),
         "sizes": parts_of([(0.2, 1.0), (0.4, 0.9)]),
         "questions": parts_of([(0.2, 0.8), (0.4, 0.9)], "prompts", (30, 1000)),
-        "longer": pd.concat(
-            [a_log([0.02, 0.2]).assign(looks=8.0), a_log([0.001, 0.01]).assign(looks=30.0)]
-        ).query("kind == 'infringing'"),
     }
     about = dict(scale="mini", sources=["s"], accounts=2)
     told = long_log_sentences(tables, about).data
@@ -214,11 +192,6 @@ def test_the_page_says_what_is_enough_and_what_is_not():
     assert "0.50 (0.01–0.99) at ρ = 0.3" in told
     assert "enough nine times of ten: 5,000 with 3 answers a prompt." in told
     assert "not 1,000 with 3 answers a prompt (0.85 (" in told
-    assert (
-        "at 3.0, 3.0 after 8 looks (0 of 2 found at .01); 3.0, 3.0 after 30 looks (2 of 2" in told
-    )
-    alone = tables | {"longer": tables["longer"].query("looks == 8")}
-    assert "Longer training" not in long_log_sentences(alone, about).data
     seen = long_log_alt(tables)
     assert "from 0.30 at 50 released pictures to 0.95 at 5,000" in seen
 

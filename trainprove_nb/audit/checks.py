@@ -23,7 +23,7 @@ from trainprove_nb.audit.asking import (
     score_function,
 )
 from .reading import _NOTHING
-from .released import needs_sampler
+from .released import check_commitment, needs_sampler
 from .sections import AuditFile
 from ..data.folders import _any_form
 from ..evidence.log_test import least_p
@@ -213,6 +213,17 @@ def _check_log(audit: AuditFile) -> Iterator:  # (key, advice)
     else:
         yield from _check_rows(audit, _of_account(rows, audit.released.account))
 
+# %% ../../nbs/audit/checks.ipynb #21a23537
+def _check_commitment(audit: AuditFile) -> Iterator:  # (key, advice)
+    "A log that is not what was committed, or a key without a commitment."
+    given = audit.released
+    if given is None or not (given.commitment or given.key):
+        return
+    if not given.commitment:
+        yield "released.key", "a key is for a log that was committed: give released.commitment too"
+    elif problem := _problem(partial(check_commitment, given.log, given.commitment, given.key)):
+        yield "released.commitment", problem
+
 # %% ../../nbs/audit/checks.ipynb #62e0232a
 _ONLY_WITH_LOG = ("control", "owned.settings", "suspect.access")
 _ONLY_WITH_LOG += tuple(
@@ -319,6 +330,7 @@ _CHECKS = (
     _check_references,
     _check_pictures,
     _check_log,
+    _check_commitment,
     _check_suspect,
     _check_control,
     _check_classes,

@@ -18,7 +18,13 @@ from diffusers import DiffusionPipeline
 
 from .asking import module_beside, score_function, suspect_function
 from .controls import control_classifier, control_model
-from .released import AuditLog, Sampler, needs_sampler, released_log
+from trainprove_nb.audit.released import (
+    AuditLog,
+    Sampler,
+    check_commitment,
+    needs_sampler,
+    released_log,
+)
 from trainprove_nb.audit.scores import (
     Asked,
     asked,
@@ -38,6 +44,7 @@ from .sections import AuditFile
 from ..data.folders import read_pairs
 from ..data.pairs import PicturesOnDisk
 from ..evidence.calibration import calibrated, check_innocent
+from ..evidence.commitment import Checked
 from ..evidence.guards import blind_test, picture_features, placebo_p, sensitivity
 from ..evidence.how_much import learnt_share, released_effect
 from ..evidence.log_test import LogVerdict, _blocks, centred, least_p, log_test
@@ -69,6 +76,7 @@ class LogAudit:
     labels: bool = False  # whether a classifier is asked for labels alone
     own: dict = field(default_factory=dict)  # name -> `Asked`, the owner's `test.references`
     known: np.ndarray | None = None  # (models, n) scores by them, once they were asked
+    committed: Checked | None = None  # what the log was held against
 
 # %% ../../nbs/audit/log_audit.ipynb #a4a8fbf6
 def _sampler(audit: AuditFile) -> Sampler | None:
@@ -204,6 +212,8 @@ def open_log_audit(
     log = _log(audit, store, progress)
     labels = audit.suspect.access == "labels"
     opened = LogAudit(audit, store, log, suspect, access, labels=labels)
+    if given := audit.released.commitment:
+        opened.committed = check_commitment(audit.released.log, given, audit.released.key)
     if not classifier:
         opened.reference, opened.reference_name = _reference(audit)
     elif opened.access == "classes":

@@ -186,6 +186,14 @@ class Released(_Section):
         "service-log",
     )
     account: _Text | None = _key("whose pictures; left out: all accounts", example="alice")
+    commitment: _Folder | None = _key(
+        "file of what `commit` made when the log was dated: the log is checked against it",
+        example="commitment.json",
+    )
+    key: _Folder | None = _key(
+        "file of the log's secret key: seeds and coins are worked out again; with commitment",
+        example="log.key",
+    )
     withheld: int = _key(
         "fresh pictures drawn for each released one, when the log holds none", 2, ge=1, le=16
     )

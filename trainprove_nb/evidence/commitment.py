@@ -135,12 +135,14 @@ class Checked:
     not_kept: int  # pictures of which the log has the digest alone
     key: bool  # whether seeds and coins were worked out again
 
-    def _repr_markdown_(self):
+    def __str__(self):
         how = "seeds and coins are the key's" if self.key else "seeds and coins were not checked"
         return (
-            f"**{self.lines} committed lines are in order**, and {self.since} since; {self.pictures} "
+            f"{self.lines} committed lines are in order, and {self.since} since; {self.pictures} "
             f"pictures are those that were logged, {self.not_kept} were not kept; {how}"
         )
+
+    _repr_markdown_ = __str__
 
 # %% ../../nbs/evidence/commitment.ipynb #b4c08b8c
 def verify(

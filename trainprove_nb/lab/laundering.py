@@ -164,7 +164,7 @@ WAYS: dict[str, Callable] = {  # name -> function(recipes, source, model) -> mod
     "tuned on": _tuned_on,
     "diluted": _diluted,
     "student": _student,
-    **{f"{n} looks": partial(_looks, n=n) for n in (2, 4, 16, 30)},
+    **{f"{n} looks": partial(_looks, n=n) for n in (2, 30)},
 }
 
 # %% ../../nbs/lab/laundering.ipynb #f4cb3cb4

@@ -245,8 +245,7 @@ def _own_matches(lab, plan, source, there):
     "How the answers of the owner's own models match the pool; found once."
     if there.own is None:
         there.own = [
-            _answer_score(lab, plan, source, own, there, plan.repeats)
-            for own in _own(plan, source)
+            _answer_score(lab, plan, source, own, there, plan.repeats) for own in _own(plan, source)
         ]
     return there.own
 

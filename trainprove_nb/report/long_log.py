@@ -4,26 +4,20 @@
 
 # %% auto #0
 __all__ = ['LONG_LOG', 'SIZES', 'PROMPTS', 'LONG_LOG_CHECKS', 'PANELS', 'plan_long_log', 'measure_long_log', 'kept_access',
-           'found_by', 'long_log_figure', 'long_log_alt', 'by_looks', 'long_log_sentences']
+           'found_by', 'long_log_figure', 'long_log_alt', 'long_log_sentences']
 
 # %% ../../nbs/report/long_log.ipynb #e5cea872
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 
 from ..evidence.rates import proportion
-from ..lab.generator_recipes import GeneratorRecipes
 from ..lab.generator_scales import GENERATOR_SCALES
 from ..lab.knobs import Listing, count
 from trainprove_nb.lab.log_trials import (
-    LogPlan,
     Pool,
-    before_log,
     log_stages,
     log_trials,
     measure_logs,
-    picture_scores,
 )
 from ..lab.size_trials import measure_questions, measure_sizes, scores_by_effort
 from .figures import legend_below, panel_row
@@ -31,14 +25,13 @@ from trainprove_nb.report.log_power import (
     LOG_CHECKS,
     _answers_alone,
     _innocent_point,
-    _joined,
     _whole,
     power,
     shuffles,
 )
 from .plan import Plan, plan_experiment
 from .rivals import _fine_tuned
-from .sentences import came_out, tally, told, where
+from .sentences import came_out, told, where
 
 # %% ../../nbs/report/long_log.ipynb #fecf1a6a
 LONG_LOG = {  # knobs at the scale mini
@@ -68,7 +61,6 @@ LONG_LOG_CHECKS = {  # for `plan_experiment`
     "sources": _fine_tuned,
     "repeats": _whole("repeats", 1, 1000),
     "parts": _whole("parts", 1, 1000),
-    "longer": _whole("longer", 0, 1000),
     "sizes": _as_far_as("sizes", SIZES, "pairs"),
     "prompts": _as_far_as("prompts", PROMPTS, "train"),
 }
@@ -85,46 +77,6 @@ def plan_long_log(
     asked = {**asked, "knobs": knobs}
     return plan_experiment("long_log", asked, lab, out, redraw, LONG_LOG_CHECKS)
 
-# %% ../../nbs/report/long_log.ipynb #b31d427e
-def _looks(scale) -> float:
-    "How often a suspect sees each picture."
-    training = scale.suspect_training
-    return training["steps"] * training["batch_size"] / scale.pairs
-
-# %% ../../nbs/report/long_log.ipynb #bb8623e2
-def _longer(plan) -> LogPlan:
-    "The same logs, with suspects that look at each picture `longer` times."
-    scale = plan.recipes.scale
-    training = scale.suspect_training
-    steps = round(plan.parameters["longer"] * scale.pairs / training["batch_size"])
-    scale = replace(scale, suspect_training={**training, "steps": steps})
-    return replace(_answers_alone(plan), recipes=GeneratorRecipes(scale))
-
-# %% ../../nbs/report/long_log.ipynb #f073b00b
-def _first_infringers(logs, source) -> list:
-    "The first account's, one at each ρ: each is trained once more, for longer."
-    return [t for t in log_trials(logs.recipes, source, 1) if t.kind == "infringing"]
-
-# %% ../../nbs/report/long_log.ipynb #b5c01aeb
-def _stages(plan, source) -> dict:
-    "What is made for one source."
-    usual = log_stages(_answers_alone(plan), source)
-    if not plan.parameters["longer"]:
-        return usual
-    longer = replace(_longer(plan), own=())  # the owner's own models are those of the others
-    return _joined([usual, log_stages(longer, source, _first_infringers(longer, source))])
-
-# %% ../../nbs/report/long_log.ipynb #58c635b4
-def _measured_longer(plan, source, there) -> pd.DataFrame:
-    "The first account's infringers before their log, by how often they looked at each picture."
-    usual, draws, rows = _answers_alone(plan), shuffles(plan.parameters["scale"]), []
-    for logs in (usual, _longer(plan)) if plan.parameters["longer"] else (usual,):
-        for trial in _first_infringers(logs, source):
-            scores = picture_scores(plan.lab, logs, source, trial, there)
-            found = before_log(there, scores, trial, 0, draws)
-            rows += [{**row, "looks": _looks(logs.recipes.scale)} for row in found]
-    return pd.DataFrame(rows)
-
 # %% ../../nbs/report/long_log.ipynb #61a55b62
 def _measured(plan, source) -> dict:
     "The tables of one source."
@@ -139,7 +91,6 @@ def _measured(plan, source) -> dict:
         "redrawn": redrawn,
         "sizes": measure_sizes(there, scored, asked["sizes"], logs.m, asked["parts"]),
         "questions": measure_questions(there, scored, asked["prompts"], asked["parts"]),
-        "longer": _measured_longer(plan, source, there),
     }
 
 # %% ../../nbs/report/long_log.ipynb #c7433c68
@@ -147,12 +98,11 @@ def measure_long_log(
     plan: Plan,  # from `plan_long_log`
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> (
-    dict
-):  # tables: "" (a row a suspect, log and access), `redrawn`, `sizes`, `questions`, `longer`
+) -> dict:  # tables: "" (a row a suspect, log and access), `redrawn`, `sizes`, `questions`
     "Make all models, ask them, and put each before the logs and before parts of its own."
     for source in plan.sources:
-        for _ in plan.lab.build_stages(_stages(plan, source), jobs, backend):
+        stages = log_stages(_answers_alone(plan), source)
+        for _ in plan.lab.build_stages(stages, jobs, backend):
             pass
     found = [_measured(plan, source) for source in plan.sources]
     return {name: pd.concat([t[name] for t in found], ignore_index=True) for name in found[0]}
@@ -232,29 +182,6 @@ def _enough(rates, share=0.9) -> str:
         texts.append(f"{much[0]:,} {asked}" if much else most)
     return "; ".join(texts)
 
-# %% ../../nbs/report/long_log.ipynb #f5b717e0
-def by_looks(
-    longer: pd.DataFrame,  # the table `longer`
-) -> pd.DataFrame:  # index: source and ρ; columns: looks at each picture; texts "z (p)"
-    "Where the first account's infringers stand before their own log, by prompts."
-    rows = where(longer, access=kept_access(longer))
-    texts = [f"{z:.1f} (p = {p:.4f})" for z, p in zip(rows.z, rows.p, strict=True)]
-    return rows.assign(told=texts).pivot(index=["source", "rho"], columns="looks", values="told")
-
-# %% ../../nbs/report/long_log.ipynb #ddb3cadb
-def _longer_point(longer):
-    "What more looks at each picture make of the same infringers."
-    rows = where(longer, access=kept_access(longer))
-    told_at = []
-    for looks, same in rows.groupby("looks"):
-        stand = ", ".join(f"{z:.1f}" for z in same.z)
-        told_at.append(f"{stand} after {looks:g} looks ({tally(same.p <= 0.01)} found at .01)")
-    if len(told_at) < 2:
-        return None
-    return (
-        f"**Longer training**: the first infringers of the sources stand at {'; '.join(told_at)}."
-    )
-
 # %% ../../nbs/report/long_log.ipynb #5f1e135d
 def _whole_log_point(table):
     "Who is found before the whole log, and where infringers stand."
@@ -276,7 +203,6 @@ def long_log_sentences(tables: dict, parameters: dict):  # Markdown
         _whole_log_point(tables[""]),
         f"**Pictures** of the log that are enough nine times of ten: {_enough(sizes)}.",
         f"**Prompts** to ask that are enough nine times of ten: {_enough(questions)}.",
-        _longer_point(tables["longer"]),
         _innocent_point(tables[""], tables["redrawn"]),
     ]
     return came_out({**parameters, "suspects": parameters["accounts"]}, points)

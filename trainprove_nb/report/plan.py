@@ -174,7 +174,7 @@ TABLES = {
     "hard": ("models", "keys"),
     "release": ("redrawn", "rivals", "bets", "fixed"),
     "laundering": ("sizes",),
-    "long_log": ("redrawn", "sizes", "questions", "longer"),
+    "long_log": ("redrawn", "sizes", "questions"),
     "rivals": ("rivals",),
     "release_classifiers": ("redrawn",),
     "trainprove": ("ablations",),
