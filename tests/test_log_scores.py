@@ -14,7 +14,14 @@ from trainprove_nb.data.corpora import corpus
 from trainprove_nb.data.pairs import pixels
 from trainprove_nb.evidence.denoising import LEVELS, denoising_losses, denoising_score
 from trainprove_nb.evidence.log_test import log_test
-from trainprove_nb.evidence.matching import Differences, rms_score, whitened_score, whitening
+from trainprove_nb.evidence.matching import (
+    Differences,
+    answer_distances,
+    distance_score,
+    rms_score,
+    whitened_score,
+    whitening,
+)
 from trainprove_nb.evidence.naming import MOST, VERSIONS, changed, log_odds, naming_score
 from trainprove_nb.evidence.restoring import PipelineRestorer, restoring_losses
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
@@ -165,6 +172,24 @@ def test_another_suspect_s_answers_are_scored_as_if_the_pictures_were_new():
         assert np.array_equal(rms_score(again), rms_score(anew))
     assert np.array_equal(whitened_score(first, unit), kept), "the first suspect was changed"
     refused(lambda: first.before(others[4:], asked[4:]), "1 prompts", "'a 0'", "ask")
+
+
+def test_any_distance_is_a_score(tmp_path, monkeypatch):
+    images, prompts, answers, asked, _ = made_up(0.5)
+    found = Differences(images, prompts, answers, asked)
+    far = [row.mean() for row in answer_distances(found)]
+    score = distance_score(images, prompts, answers, asked)
+    np.testing.assert_allclose(score, np.negative(far), rtol=1e-6)
+    (tmp_path / "mine_apart.py").write_text(
+        "def brightness(a, b):\n    return abs(a.mean((1, 2, 3)) - b.mean((1, 2, 3)))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    score = distance_score(images, prompts, answers, asked, "mine_apart:brightness")
+    for k in (0, 30):
+        theirs = answers[np.array(asked) == prompts[k]].mean((1, 2, 3))
+        assert score[k] == pytest.approx(-np.abs(images[k].mean() - theirs).mean())
+    refused(lambda: distance_score(images, prompts, answers, asked, "near"), "'near'", "choose")
+    refused(lambda: distance_score(images, prompts, answers[4:], asked[4:]), "1 prompts", "ask")
 
 
 def test_a_prompt_without_answer_is_refused():

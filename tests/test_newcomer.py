@@ -4,6 +4,9 @@ import hashlib
 import json
 import re
 import secrets
+import shlex
+import shutil
+import subprocess
 
 import numpy as np
 import pandas as pd
@@ -148,3 +151,63 @@ def test_an_audit_takes_it(photographs):
     done = CliRunner().invoke(audit, ["check", str(file)])
     assert done.exit_code == 0, done.output
     assert "Log: 40 released pictures" in done.output and "80 withheld" in done.output
+
+
+# A date for a commitment
+
+AUTHORITY = """
+[req]
+distinguished_name = name
+x509_extensions = stamps
+prompt = no
+[name]
+CN = a clock
+[stamps]
+extendedKeyUsage = critical,timeStamping
+[tsa]
+default_tsa = clock
+[clock]
+serial = serial
+default_policy = 1.2.3.4
+digests = sha256
+signer_digest = sha256
+accuracy = secs:1
+"""
+
+
+def openssl(folder, command):
+    "What a line of the page does in a folder."
+    return subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def authority(tmp_path):
+    "A time-stamping authority of our own, in place of the one on the web."
+    (tmp_path / "tsa.cnf").write_text(AUTHORITY)
+    (tmp_path / "serial").write_text("01")
+    made = openssl(
+        tmp_path,
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -config tsa.cnf -keyout tsa.key -out authority.pem",
+    )
+    assert made.returncode == 0, made.stderr
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not on this machine")
+def test_the_commands_by_which_a_commitment_is_dated_do_it(authority):
+    page = "\n".join(c.source for c in cells("nbs/evidence/commitment.ipynb"))
+    query, by_digest, post, check = re.findall(r"^(?:openssl ts|curl) .*?(?= +#|$)", page, re.M)
+    assert post.startswith("curl") and post.endswith("> commitment.tsr")
+    stamp = "openssl ts -reply -config tsa.cnf -section clock -queryfile commitment.tsq "
+    stamp += "-inkey tsa.key -signer authority.pem -out commitment.tsr"
+    file = authority / "commitment.json"
+    file.write_text('{"log": "a log"}')
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    for asked in (query, by_digest.replace("DIGEST", digest)):
+        for command in (asked, stamp, check):
+            done = openssl(authority, command)
+            assert done.returncode == 0, (command, done.stderr)
+        assert "Verification: OK" in done.stdout
+    file.write_text('{"log": "another log"}')
+    refused = openssl(authority, check)
+    assert refused.returncode != 0 and "FAILED" in refused.stdout + refused.stderr

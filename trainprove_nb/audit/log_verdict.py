@@ -246,7 +246,6 @@ def _would_be_seen(opened, found) -> str:
     shift = detectable_shift(opened.log.released[there], opened.log.block[there], level, power=0.8)
     return f"A lead of {shift:.2f} standard deviations would be found four times of five."
 
-
 # %% ../../nbs/audit/log_verdict.ipynb #98a79743
 def _log_test_part(opened, found) -> Test:
     "The test over the whole log."

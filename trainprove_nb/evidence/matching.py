@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BANDS', 'Differences', 'rms_score', 'whitening', 'whitened_score', 'answer_distances', 'nearest_score',
-           'kernel_score', 'in_units', 'in_bands']
+           'kernel_score', 'in_units', 'distance_score', 'in_bands']
 
 # %% ../../nbs/evidence/matching.ipynb #00c75d2e
 from copy import copy
@@ -12,6 +12,7 @@ from copy import copy
 import numpy as np
 from sklearn.decomposition import PCA, KernelPCA
 
+from ..data.distance import distance
 from ..data.pairs import pixels
 
 # %% ../../nbs/evidence/matching.ipynb #71b2913b
@@ -21,6 +22,11 @@ def _flat(images) -> np.ndarray:  # float32 (n, numbers), from 0 to 1
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
 # %% ../../nbs/evidence/matching.ipynb #6e969a2d
+def _blocks(prompts) -> tuple:  # (text (blocks,), int (n,))
+    "Each prompt once, and which of them each picture is of."
+    return np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
+
+
 def _places(names, asked) -> np.ndarray:  # int (answers,); -1: none of the prompts
     "Which prompt each answer is to. Raises ValueError for a prompt without answers."
     place = {name: k for k, name in enumerate(names)}
@@ -51,8 +57,7 @@ class Differences:
         answers,  # the suspect's pictures, of the same size
         asked: list,  # the text that each is an answer to
     ):
-        texts = np.asarray(prompts, dtype=object).astype(str)
-        self.names, self.block = np.unique(texts, return_inverse=True)
+        self.names, self.block = _blocks(prompts)
         where = _places(self.names, asked)
         rows = _flat(images)
         self.means = _block_means(rows, self.block, len(self.names))
@@ -180,6 +185,29 @@ def in_units(
     turned.pictures, turned.answers = found.pictures @ unit, found.answers @ unit
     turned.means, turned.known = found.means @ unit, {}
     return turned
+
+# %% ../../nbs/evidence/matching.ipynb #037b46e7
+def distance_score(
+    images,  # anything `pixels` takes: n pictures, released and withheld alike
+    prompts: list,  # n texts
+    answers,  # the suspect's pictures
+    asked: list,  # the text that each is an answer to
+    metric: str = "rms",  # a name that `distance` knows: rms, tile_max, sscd:FILE, lpips, ...
+) -> np.ndarray:  # (n,): the higher, the nearer
+    """Minus the mean distance to the answers of the prompt.
+
+    Raises ValueError for an unknown distance, and for a prompt that was not asked."""
+    apart, images, answers = distance(metric), pixels(images), pixels(answers)
+    names, block = _blocks(prompts)
+    where = _places(names, asked)
+    scores = np.empty(len(images))
+    for prompt in range(len(names)):
+        here, there = np.flatnonzero(block == prompt), np.flatnonzero(where == prompt)
+        each, other = np.repeat(here, len(there)), np.tile(there, len(here))
+        far = apart(images[each], answers[other])
+        scores[here] = -np.reshape(far, (len(here), len(there))).mean(1)
+    return scores
+
 
 # %% ../../nbs/evidence/matching.ipynb #efdb7a7f
 BANDS = 12
