@@ -196,11 +196,44 @@ def test_the_page_says_what_is_enough_and_what_is_not():
     assert "from 0.30 at 50 released pictures to 0.95 at 5,000" in seen
 
 
-def test_what_the_page_says_of_calibration():
-    table = read_results(shipped_results("long_log"), "long_log")[1][""]
-    guilty = table[table.kind == "infringing"]
+@pytest.fixture(scope="module")
+def shipped():
+    return read_results(shipped_results("long_log"), "long_log")[1]
+
+
+PLAIN, CALIBRATED = "prompts only", "prompts only, calibrated"
+
+
+def test_what_the_page_says_of_sources(shipped):
+    guilty = shipped[""].query("kind == 'infringing' and access == @CALIBRATED")
+    found = guilty.assign(found=guilty.p <= 0.01).groupby("source").found.agg(["sum", "size"])
+    emoji = found.index.str.endswith("emoji")
+    assert found[emoji].sum().tolist() == [6, 6] and found[~emoji].sum().tolist() == [1, 3]
+
+
+def test_what_the_page_says_of_calibration(shipped):
+    guilty = shipped[""].query("kind == 'infringing'")
     found = guilty[guilty.p <= 0.01].groupby("access").size()
     stand = guilty.groupby("access").z.mean()
-    plain, calibrated = "prompts only", "prompts only, calibrated"
-    assert found[calibrated] == found[plain] + 1  # "finds one more"
-    assert 0 < stand[calibrated] - stand[plain] < 0.2  # "hardly further out"
+    assert found[CALIBRATED] == found[PLAIN]  # "finds nobody more"
+    assert 0 < stand[CALIBRATED] - stand[PLAIN] < 0.2  # "hardly further out"
+
+
+def test_what_the_page_says_of_pictures_and_answers(shipped):
+    sizes = shipped["sizes"].query("access == @CALIBRATED")
+    z = sizes.query("answers == 3 and m == 2").groupby("pictures").z.mean()
+    assert 2.5 < z[5000] / z[500] < 4  # "three times the z"
+    found = found_by(sizes, "pictures")[5000].map(lambda rate: rate.value)
+    assert found[3] - found[2] < (found[2] - found[1]) / 2  # "adds little"
+    whole = read_results(shipped_results("release"), "release")[1][""]
+    whole = whole.query("kind == 'infringing' and rho == 0.3 and access == @CALIBRATED")
+    assert z[500] < whole.z.mean() / 2  # "stand lower"
+
+
+def test_what_the_page_says_of_other_accounts(shipped):
+    others = shipped[""].query("kind == 'another account' and access == @PLAIN")
+    accused = int((others.p <= 0.05).sum())
+    assert (accused, len(others)) == (4, 18)
+    assert stats.binom.sf(accused - 1, len(others), 0.05) == pytest.approx(0.01, abs=0.003)
+    redrawn = shipped["redrawn"].query("kind == 'another account'")
+    assert redrawn.query("access in [@PLAIN, @CALIBRATED]").p.le(0.05).mean() < 0.08
