@@ -208,7 +208,6 @@ def distance_score(
         scores[here] = -np.reshape(far, (len(here), len(there))).mean(1)
     return scores
 
-
 # %% ../../nbs/evidence/matching.ipynb #efdb7a7f
 BANDS = 12
 
