@@ -21,12 +21,12 @@ def _flat(images) -> np.ndarray:  # float32 (n, numbers), from 0 to 1
     images = pixels(images)
     return images.reshape(len(images), -1).astype(np.float32) / 255
 
-# %% ../../nbs/evidence/matching.ipynb #6e969a2d
+# %% ../../nbs/evidence/matching.ipynb #a0fa7566
 def _blocks(prompts) -> tuple:  # (text (blocks,), int (n,))
     "Each prompt once, and which of them each picture is of."
     return np.unique(np.asarray(prompts, dtype=object).astype(str), return_inverse=True)
 
-
+# %% ../../nbs/evidence/matching.ipynb #6e969a2d
 def _places(names, asked) -> np.ndarray:  # int (answers,); -1: none of the prompts
     "Which prompt each answer is to. Raises ValueError for a prompt without answers."
     place = {name: k for k, name in enumerate(names)}
@@ -121,14 +121,14 @@ def _arrows(rows, unit) -> np.ndarray:
     turned = rows @ unit
     return turned / np.maximum(np.linalg.norm(turned, axis=1, keepdims=True), 1e-12)
 
-# %% ../../nbs/evidence/matching.ipynb #8c9b4583
+# %% ../../nbs/evidence/matching.ipynb #f944a688
 def _picture_arrows(found, unit) -> np.ndarray:
     "The pictures as arrows: found once, for all suspects."
     if found.known.get("unit") is not unit:
         found.known.update(unit=unit, arrows=_arrows(found.pictures, unit))
     return found.known["arrows"]
 
-
+# %% ../../nbs/evidence/matching.ipynb #8c9b4583
 def _in_common(found, unit) -> np.ndarray:  # (n, directions); sums lie from -1 to 1
     "What a picture and the mean answer have in common, direction by direction."
     pictures, answers = _picture_arrows(found, unit), _arrows(found.answers, unit)
