@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from helpers import refused
@@ -34,6 +33,7 @@ from trainprove_nb.lab.log_trials import (
     before_log,
     log_stages,
     log_trials,
+    places_of,
     pool,
     redrawn_log,
     stands_before,
@@ -187,7 +187,8 @@ def test_any_distance_is_a_score(tmp_path, monkeypatch):
     score = distance_score(images, prompts, answers, asked, "mine_apart:brightness")
     for k in (0, 30):
         theirs = answers[np.array(asked) == prompts[k]].mean((1, 2, 3))
-        assert score[k] == pytest.approx(-np.abs(images[k].mean() - theirs).mean())
+        apart = np.abs(images[k].mean() - theirs).mean() / 255  # a distance sees numbers up to 1
+        assert score[k] == pytest.approx(-apart)
     refused(lambda: distance_score(images, prompts, answers, asked, "near"), "'near'", "choose")
     refused(lambda: distance_score(images, prompts, answers[4:], asked[4:]), "1 prompts", "ask")
 
@@ -260,7 +261,7 @@ class Made:
         grid = [(a, p, r) for a in (0, 1) for p in "abcde" for r in (1, 1, 0, 0, 0, 0)]
         self.account, self.prompts, self.released = map(np.array, zip(*grid, strict=True))
         self.released = self.released.astype(bool)
-        self.places = pd.Series(self.prompts).groupby(self.prompts).indices
+        self.places = places_of(self.prompts)
 
 
 def test_a_redrawn_log_is_as_large_and_holds_nothing_that_was_seen(plan):

@@ -12,7 +12,7 @@ from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.log_recipes import own_model
-from trainprove_nb.lab.log_trials import LogPlan, Pool, log_stages, log_trials
+from trainprove_nb.lab.log_trials import LogPlan, Pool, log_stages, log_trials, places_of
 from trainprove_nb.lab.size_trials import (
     few_prompts,
     measure_questions,
@@ -37,7 +37,7 @@ class Made:
         grid = [(a, p, r) for a in (0, 1) for p in "abcde" for r in (1,) * 4 + (0,) * 8]
         self.account, self.prompts, self.released = map(np.array, zip(*grid, strict=True))
         self.released = self.released.astype(bool)
-        self.places = pd.Series(self.prompts).groupby(self.prompts).indices
+        self.places = places_of(self.prompts)
 
 
 @pytest.mark.parametrize("m", [1, 2])

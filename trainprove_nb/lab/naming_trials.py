@@ -16,7 +16,7 @@ from ..evidence.calibration import calibrated
 from ..evidence.naming import VERSIONS, naming_score
 from .classifier_recipes import ClassifierRecipes
 from .engine import Lab
-from .log_trials import DRAWS, before_log, before_redrawn_logs
+from .log_trials import DRAWS, before_log, before_redrawn_logs, places_of
 from .store import seed_of
 from .trials import Trial
 
@@ -170,6 +170,7 @@ class NamedPool:
     truth: np.ndarray = field(init=False)  # n class numbers
     account: np.ndarray = field(init=False)  # (n,)
     released: np.ndarray = field(init=False)  # bool (n,)
+    places: dict = field(init=False)  # prompt -> places
 
     def __post_init__(self):
         parts = self.plan.parts(self.generator)
@@ -178,6 +179,7 @@ class NamedPool:
         self.truth = np.concatenate([self.lab.labelled(p)[1] for p in parts])
         self.account = np.repeat(np.arange(len(parts)) // 2, sizes)
         self.released = np.repeat(np.arange(len(parts)) % 2 == 0, sizes)
+        self.places = places_of(self.prompts)
 
 # %% ../../nbs/lab/naming_trials.ipynb #84f191ac
 @patch
