@@ -167,7 +167,6 @@ def places_of(
     "Where the pictures of each prompt are: found once, since a long log is gone through often."
     return pd.Series(prompts).groupby(prompts).indices
 
-
 # %% ../../nbs/lab/log_trials.ipynb #554e5f22
 class Pool:
     "The pictures of all logs of a source, and whose they are."
