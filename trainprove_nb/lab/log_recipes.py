@@ -26,6 +26,12 @@ def withheld(
         "role": [f"withheld from {use}", source.name, recipes.customer(k)],
     }
 
+# %% ../../nbs/lab/log_recipes.ipynb #e0a1d83a
+def _sampling(recipes, model) -> dict:
+    "How a model is asked: as every other, but for one that was taught to draw in few steps, without guidance."
+    few_steps = model.get("training", {}).get("few_steps")
+    return recipes.sampling | (dict(steps=few_steps, guidance=1.0) if few_steps else {})
+
 # %% ../../nbs/lab/log_recipes.ipynb #2747d041
 def caption_answers(
     recipes: GeneratorRecipes,
@@ -39,7 +45,7 @@ def caption_answers(
         "model": model,
         "keys": recipes.train(source),
         "role": ["caption answers", source.name, recipe_name(model), r],
-        "sampling": recipes.sampling,
+        "sampling": _sampling(recipes, model),
         "threads": recipes.scale.threads,
     }
 

@@ -47,6 +47,7 @@ from trainprove_nb.models.classifiers import (
     save_classifier,
     train_classifier,
 )
+from ..models.distil import distil
 from ..models.finetune import finetune
 from ..models.pipelines import save_model
 from ..provenance.trainprove import class_prompts
@@ -109,10 +110,11 @@ def make_pairs(lab, r, folder, scratch):
 
 # %% ../../nbs/lab/makers.ipynb #82e1eb96
 def make_model(lab, r, folder, scratch):
-    "A fine-tuned model, with its losses."
+    "A model, fine-tuned or distilled, with its losses."
     pipe = lab.model(r["start"])
     checkpoint = str(scratch / "run.pt")
-    losses = finetune(pipe, lab.pairs(r["pairs"]), checkpoint=checkpoint, **r["training"])
+    train = distil if "few_steps" in r["training"] else finetune
+    losses = train(pipe, lab.pairs(r["pairs"]), checkpoint=checkpoint, **r["training"])
     save_model(pipe, str(folder))
     (folder / "losses.json").write_text(json.dumps(losses))
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import warnings
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -376,6 +377,8 @@ def finetune(
     max_norm: float = 1.0,  # gradients are clipped to this norm
     seed: int = 0,  # of batches, noise and dropout
     mixed_precision: str = "no",  # "no", "fp16" or "bf16"; see `sampling.fast_precision`
+    teach: Callable
+    | None = None,  # function(Batch) -> Batch with other targets; None: the pairs themselves
     checkpoint: str | None = None,  # file to go on from and to save to; None: no checkpoints
     save_every: int = 100,  # steps between checkpoints
     progress: bool = False,  # show a bar with rate and ETA
@@ -400,8 +403,10 @@ def finetune(
     with bar:
         for step in range(run.step, steps):
             batch = draw_batch(data, batch_size, dropout, step_generator(seed, step))
+            batch = _own_part(batch, accelerator)
             with accelerator.autocast(), sdpa_kernel(attention):
-                loss = training_loss(pipe, _own_part(batch, accelerator), data.weights)
+                batch = teach(batch) if teach else batch
+                loss = training_loss(pipe, batch, data.weights)
                 accelerator.backward(loss)
             _learn(run, accelerator, max_norm, ema)
             _record(run, accelerator.reduce(loss.detach(), "mean"), steps)
