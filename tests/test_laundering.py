@@ -340,7 +340,12 @@ def test_what_ways_change(recipes, source):
     made = {way: laundered(recipes, source, model, way) for way in WAYS}
     diluted = made["diluted"]["pairs"]
     assert (diluted["rho"], diluted["n"], made["diluted"]["training"]["steps"]) == (0.5, 1000, 500)
-    assert [made[f"{n} looks"]["training"]["steps"] for n in (2, 30)] == [62, 938]
+    steps = [made[f"{n} looks"]["training"]["steps"] for n in (2, 4, 16, 30)]
+    assert steps == [62, 125, 500, 938]
+    less = [made[way] for way in ("half the data", "a fifth of the data")]
+    assert [m["pairs"]["n"] for m in less] == [250, 100], "of 500, and ρ as it was"
+    assert [m["training"]["steps"] for m in less] == [125, 50]
+    assert {m["pairs"]["rho"] for m in less} == {1}
     assert made["LoRA, rank 16"]["training"]["lora"] == 16
     assert "lora" not in model["training"]
     assert made["tuned on"]["start"] == model and made["tuned on"]["pairs"]["rho"] == 0
