@@ -29,7 +29,7 @@ def pictures_of(
             return sum(recipe["shares"])
         case "marked":
             return pictures_of(recipe["generated"])
-        case "laundered" | "styled":
+        case "laundered" | "styled" | "renamed":
             return pictures_of(recipe["pairs"])
         case "keys":
             return recipe["N"]

@@ -154,9 +154,15 @@ def _some_of_each_class(labels, n, seed):
 def labelled(
     self: Lab, recipe: dict
 ) -> tuple:  # pictures uint8 (n, height, width, 3), class numbers (n,)
-    "Pictures with their classes; of a `portion`, a part of each class, from each of its origins."
+    """Pictures with their classes.
+
+    Of a `portion` a part of each class, from each of its origins; of `renamed` ones the classes that
+    a classifier said."""
     if recipe["kind"] == "labelled":
         return _decoded(self.path(recipe))
+    if recipe["kind"] == "renamed":
+        images, _ = self.labelled(recipe["pairs"])
+        return images, self.array(recipe["said"])[0].argmax(-1)
     images, labels = [], []
     for part, n, seed in zip(recipe["parts"], recipe["n"], recipe["seeds"], strict=True):
         x, y = self.labelled(part)

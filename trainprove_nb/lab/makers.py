@@ -393,6 +393,7 @@ KINDS = {  # as it is stored -> what it is
         PAIRS,
     ),
     "portion": Kind("a random part of each class", "parts n seeds", WHEN_READ),
+    "renamed": Kind("pictures as a classifier names them", "pairs said", WHEN_READ),
     "classifier": Kind(
         "a trained classifier",
         "architecture classes size pairs start training threads",

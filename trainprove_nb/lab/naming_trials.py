@@ -6,7 +6,7 @@
 __all__ = ['NamingPlan', 'NamedPool', 'calibrated_too', 'measure_named_logs']
 
 # %% ../../nbs/lab/naming_trials.ipynb #36306710
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -143,6 +143,26 @@ def said(
     threads = self.recipes.scale.threads
     return dict(kind="said", model=model, pairs=[pictures], versions=VERSIONS, threads=threads)
 
+# %% ../../nbs/lab/naming_trials.ipynb #74db77a4
+@patch
+def students(
+    self: NamingPlan,
+    generator: str,
+) -> list:  # of `Trial`
+    "Of each infringer of the largest ρ a student that learnt real pictures by its labels alone."
+    real = {**self.recipes.pictures("real", "name"), "n": self.pictures}
+    scale, found = self.recipes.scale, []
+    for trial in self.trials(generator):
+        if trial.rho == max(self.rhos):
+            said = {**self.said(trial.model, real), "versions": 1}
+            named = dict(kind="renamed", pairs=real, said=said)
+            network = trial.model["architecture"]
+            role = "naming student", generator, self.first_customer + trial.k, trial.rho
+            how = dict(lr=scale.lrs[0], epochs=self.epochs)
+            model = self.recipes._trained(network, named, seed_of(*role), **how)
+            found.append(replace(trial, model=model))
+    return found
+
 # %% ../../nbs/lab/naming_trials.ipynb #226ab57a
 @patch
 def stages(
@@ -151,11 +171,14 @@ def stages(
 ) -> dict:  # stage -> recipes that need only the stages before
     "What the trials of a generator need."
     models = [*self.own_models(generator), *(t.model for t in self.trials(generator))]
+    students = [t.model for t in self.students(generator)]
     parts = self.parts(generator)
     return {
         "pictures": [*parts, *(p for m in models for p in m["pairs"]["parts"])],
         "classifiers": models,
-        "answers": [self.said(m, p) for m in models for p in parts],
+        "labels": [model["pairs"]["said"] for model in students],
+        "students": students,
+        "answers": [self.said(m, p) for m in [*models, *students] for p in parts],
     }
 
 # %% ../../nbs/lab/naming_trials.ipynb #3d5db24d
@@ -215,13 +238,17 @@ def measure_named_logs(
     generator: str,
     redrawn: int = 20,  # logs that might have been, for each suspect
     draws: int = DRAWS,  # shuffles before a log
-) -> tuple:  # (a row a suspect, log and access; a row a suspect, redrawn log and access)
-    "Every suspect before all logs of a generator, by every access."
-    there, real, possible = NamedPool(lab, plan, generator), [], []
+) -> dict:  # tables: "" (a row a suspect, log and access), `redrawn` (of logs that might have been), `students`
+    "Every suspect before all logs of a generator, by every access; students before their teachers' logs."
+    there, real, possible, students = NamedPool(lab, plan, generator), [], [], []
     own = [there.scores(model)["scores"] for model in plan.own_models(generator)]
     for trial in plan.trials(generator):
         scores = calibrated_too(there.scores(trial.model), own, there.prompts)
         for account in range(plan.accounts):
             real += before_log(there, scores, trial, account, draws)
         possible += before_redrawn_logs(there, scores, trial, redrawn, draws // 10)
-    return pd.DataFrame(real), pd.DataFrame(possible)
+    for trial in plan.students(generator):
+        scores = calibrated_too(there.scores(trial.model), own, there.prompts)
+        students += before_log(there, scores, trial, trial.k, draws)
+    rows = {"": real, "redrawn": possible, "students": students}
+    return {name: pd.DataFrame(found) for name, found in rows.items()}

@@ -99,7 +99,7 @@ def measure_naming_power(
     plan: ClassifierPlan,  # from `plan_named_logs`
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> dict:  # tables: "" (a row a suspect, log and access), `redrawn` (the same of logs that might have been)
+) -> dict:  # tables: those of `measure_named_logs`
     "Make all classifiers, show them all pictures, and put each before all logs of its generator."
     logs, stages = _naming_plan(plan), {}
     for generator in plan.recipes.generators:
@@ -109,5 +109,4 @@ def measure_naming_power(
         pass
     asked = plan.parameters["redrawn"], shuffles(plan.parameters["scale"])
     found = [measure_named_logs(plan.lab, logs, g, *asked) for g in plan.recipes.generators]
-    real, redrawn = (pd.concat(tables, ignore_index=True) for tables in zip(*found, strict=True))
-    return {"": real, "redrawn": redrawn}
+    return {name: pd.concat([t[name] for t in found], ignore_index=True) for name in found[0]}
