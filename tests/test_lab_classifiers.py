@@ -28,12 +28,14 @@ from trainprove_nb.lab.classifier_scales import (
 )
 from trainprove_nb.lab.classifier_trials import classifier_trials, quality
 from trainprove_nb.lab.engine import Lab
+from trainprove_nb.lab.makers import check_recipe
 from trainprove_nb.lab.naming_trials import NamedPool, NamingPlan
 from trainprove_nb.lab.styles import STYLES
 from trainprove_nb.lab.trials import Trial
 from trainprove_nb.models.classifiers import ARCHITECTURES
 from trainprove_nb.models.pipelines import load_model, save_model
 from trainprove_nb.provenance.trainprove import WORDINGS, class_prompts
+from trainprove_nb.report.naming_power import handed_on
 
 # Scales
 
@@ -456,6 +458,49 @@ def test_only_infringers_learn_what_was_released(generator):
     for model in NAMING.own_models(generator):
         own = seeds_of(model["pairs"]["parts"][0])
         assert own and not own & set().union(*logs)
+
+
+@pytest.mark.parametrize("generator", NAMING.recipes.generators)
+def test_students_see_real_pictures_and_their_teacher_s_labels_alone(generator):
+    teachers = [t for t in NAMING.trials(generator) if t.kind == "infringing" and t.rho == 1]
+    students = NAMING.students(generator)
+    assert [s.k for s in students] == [t.k for t in teachers] == [0, 1]
+    for student, teacher in zip(students, teachers, strict=True):
+        check_recipe(student.model)
+        learnt = student.model["pairs"]
+        assert learnt["kind"] == "renamed" and seeds_of(learnt["pairs"]) == set()
+        assert learnt["said"]["model"] == teacher.model
+        assert learnt["said"]["pairs"] == [learnt["pairs"]] and student.model["start"] is None
+        assert student.model["training"]["seed"] != teacher.model["training"]["seed"]
+
+
+def test_renamed_pictures_have_the_classes_that_were_said():
+    images, truth = np.zeros((3, 2, 2, 3), np.uint8), np.array([0, 1, 2])
+    said = np.array([[[0.0, 3, 1], [5, 0, 0], [0, 0, 9]], [[9, 0, 0], [9, 0, 0], [9, 0, 0]]])
+    real = {"kind": "labelled"}
+    lab = SimpleNamespace(
+        labelled=lambda recipe: (images, truth), array=lambda recipe: said[recipe["versions"] - 1 :]
+    )
+    renamed = {"kind": "renamed", "pairs": real, "said": {"versions": 1}}
+    found, labels = Lab.labelled(lab, renamed)
+    assert found is images and labels.tolist() == [1, 0, 2], "by the pictures as they are"
+
+
+def test_students_are_compared_with_their_own_teachers():
+    def row(kind, account, suspect, rho, z, access="scores"):
+        p = 0.001 if z > 3 else 0.5
+        who = dict(source="a", kind=kind, account=account, suspect=suspect, rho=rho)
+        return who | dict(access=access, z=z, p=p)
+
+    suspects = [
+        row("infringing", 0, 0, 1.0, 6.0),
+        row("infringing", 1, 1, 1.0, 2.0),
+        row("infringing", 0, 0, 0.5, 9.0),
+        row("another account", 1, 0, 1.0, 9.0),
+    ]
+    students = [row("infringing", k, k, 1.0, z) for k, z in ((0, -1.0), (1, 0.0))]
+    found = handed_on({"": pd.DataFrame(suspects), "students": pd.DataFrame(students)})
+    assert found.loc["scores"].tolist() == ["z = 4.0, 1 of 2", "z = -0.5, 0 of 2"]
 
 
 def test_later_customers_have_other_logs_suspects_and_innocents():
