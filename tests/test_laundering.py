@@ -14,6 +14,8 @@ from scipy import stats
 from trainprove_nb.data.corpora import corpus
 from trainprove_nb.data.pairs import pairs, pixels
 from trainprove_nb.evidence.denoising import denoising_score
+from trainprove_nb.evidence.matching import Differences, whitening
+from trainprove_nb.lab import laundering_trials as laundering_module
 from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
@@ -28,6 +30,7 @@ from trainprove_nb.lab.laundering import (
 )
 from trainprove_nb.lab.laundering_trials import (
     _losses_alike,
+    kernel_matches,
     laundering_stages,
     laundering_trials,
     washed_alike,
@@ -36,11 +39,17 @@ from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withh
 from trainprove_nb.lab.log_trials import LogPlan
 from trainprove_nb.lab.makers import KINDS, check_recipe
 from trainprove_nb.lab.store import recipe_name
+from trainprove_nb.lab.trials import Trial
 from trainprove_nb.models.finetune import _adapted, _undamaged, finetune
 from trainprove_nb.models.pipelines import load_model
 from trainprove_nb.report.laundered import (
+    DOSES,
     LAUNDERING_CHECKS,
+    doses,
+    doses_alt,
+    doses_figure,
     expected_power,
+    in_front,
     lost,
     share_found,
     standing,
@@ -418,6 +427,56 @@ def test_what_survives_by_hand():
     told = survival(table)
     assert told.loc["a", ("open weights", 1.0)] == "z = 3.0, 1 of 2"
     assert told.loc["a", ("prompts only", 1.0)] == ""
+
+
+def test_scores_for_comparison_stand_aside():
+    accesses = ["open weights", "prompts only", "prompts only, pixels", "prompts only, kernel"]
+    table = pd.DataFrame([rows("a", "infringing", 1.0, 0.001, 5.0, a) for a in accesses])
+    table = pd.concat([table, table.assign(access="open weights, washed")])
+    assert list(in_front(table).access.unique()) == [*accesses[:2], "open weights, washed"]
+
+
+def test_doses_by_hand():
+    given = [("as it is", 1.0), ("2 looks", 0.3), ("half the data", 0.3), ("JPEG", 1.0)]
+    table = pd.DataFrame([rows(way, "infringing", rho, 0.001, 5.0) for way, rho in given])
+    innocent = pd.DataFrame([rows("2 looks", "disjoint data", 0.0, 0.5, 0.0)])
+    found = doses(pd.concat([table, innocent]))
+    told = {(dosed, way): amount for dosed, way, amount in found[["dosed", "way", "amount"]].values}
+    assert told == {
+        ("looks at each picture", "as it is"): 8,
+        ("looks at each picture", "2 looks"): 2,
+        ("share of the log that was learnt", "as it is"): 1.0,
+        ("share of the log that was learnt", "half the data"): 0.15,
+    }
+    assert set().union(*DOSES.values()) <= set(WAYS)
+    assert "from 2 to 2, ρ = 0.3: 5.0 to 5.0" in doses_alt(table)
+
+
+def test_a_run_without_doses_has_an_empty_picture():
+    table = pd.DataFrame([rows("JPEG", "infringing", 1.0, 0.001, 5.0)])
+    assert len(doses(table)) == 0 and "nothing was dosed" in doses_alt(table)
+    assert all(not ax.lines[:-1] for ax in doses_figure(table).axes)  # the level alone
+
+
+def test_the_kernel_is_that_of_the_pool_s_units(monkeypatch):
+    rng = np.random.default_rng(0)
+    found = Differences(
+        rng.integers(0, 256, (12, 4, 4, 3), dtype=np.uint8),
+        ["a", "b", "c"] * 4,
+        rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8),
+        ["a", "b", "c"] * 2,
+    )
+    there = SimpleNamespace(unit=whitening(found.pictures))
+    monkeypatch.setattr(laundering_module, "_differences", lambda *which: found)
+    plan, trial = SimpleNamespace(least_asked=0.5, repeats=2), Trial("s", "infringing", 1.0, {})
+    told = kernel_matches(None, plan, None, trial, there)["prompts only, kernel"]
+    pictures, answers = found.pictures @ there.unit, found.answers @ there.unit
+    apart = np.sqrt(((pictures[:, None] - answers[None]) ** 2).mean(-1))
+    same = found.block[:, None] == found.of_answer[None]
+    width = np.median(apart[same])
+    expected = [np.exp(-((row[s] / width) ** 2)).mean() for row, s in zip(apart, same, strict=True)]
+    assert np.allclose(told, expected, rtol=1e-4)
+    assert kernel_matches(None, plan, None, Trial("s", "infringing", 0.3, {}), there) == {}
 
 
 def test_expected_power_is_that_of_normal_numbers():
