@@ -469,13 +469,13 @@ def test_the_kernel_is_that_of_the_pool_s_units(monkeypatch):
     there = SimpleNamespace(unit=whitening(found.pictures))
     monkeypatch.setattr(laundering_module, "_differences", lambda *which: found)
     plan, trial = SimpleNamespace(least_asked=0.5, repeats=2), Trial("s", "infringing", 1.0, {})
-    told = kernel_matches(None, plan, None, trial, there)["prompts only, kernel"]
+    told = kernel_matches(None, plan, None, trial, there)
     pictures, answers = found.pictures @ there.unit, found.answers @ there.unit
     apart = np.sqrt(((pictures[:, None] - answers[None]) ** 2).mean(-1))
-    same = found.block[:, None] == found.of_answer[None]
-    width = np.median(apart[same])
-    expected = [np.exp(-((row[s] / width) ** 2)).mean() for row, s in zip(apart, same, strict=True)]
-    assert np.allclose(told, expected, rtol=1e-4)
+    own, all_of_them = found.block[:, None] == found.of_answer[None], np.ones(apart.shape, bool)
+    for access, met in (("kernel", own), ("kernel of all prompts", all_of_them)):
+        kernel = np.where(met, np.exp(-((apart / np.median(apart[met])) ** 2)), 0)
+        assert np.allclose(told[f"prompts only, {access}"], kernel.sum(1) / met.sum(1), rtol=1e-4)
     assert kernel_matches(None, plan, None, Trial("s", "infringing", 0.3, {}), there) == {}
 
 

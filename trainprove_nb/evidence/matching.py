@@ -10,6 +10,7 @@ __all__ = ['BANDS', 'Differences', 'rms_score', 'whitening', 'whitened_score', '
 from copy import copy
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA, KernelPCA
 
 from ..data.distance import distance
@@ -169,9 +170,13 @@ def nearest_score(
 # %% ../../nbs/evidence/matching.ipynb #3390c596
 def kernel_score(
     found: Differences,
+    everywhere: bool = False,  # answers to all prompts count; False: those to the picture's own
 ) -> np.ndarray:  # (n,), from 0 to 1
-    "Mean Gaussian kernel between a picture and the answers of its prompt, as wide as the median distance."
-    distances = answer_distances(found)
+    "Mean Gaussian kernel between a picture and answers, as wide as the median distance."
+    if everywhere:
+        distances = cdist(found.pictures, found.answers) / np.sqrt(found.pictures.shape[1])
+    else:
+        distances = answer_distances(found)
     width = np.median(np.concatenate(distances))
     return np.array([np.exp(-((row / width) ** 2)).mean() for row in distances])
 

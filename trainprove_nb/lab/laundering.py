@@ -164,7 +164,7 @@ STUDENT_STEP = 0.1  # times the learning rate of a training on pictures
 def _few_step_student(recipes, source, model):
     "The suspect distilled into a model of four steps."
     real = recipes._real_mix(source.corpus, "few steps", shadow=False)
-    usual = recipes.scale.suspect_training
+    usual = {k: v for k, v in recipes.scale.suspect_training.items() if k != "train_text"}
     training = {**usual, "few_steps": 4, "lr": STUDENT_STEP * usual["lr"]}
     return recipes._tuned(model, real, training, seed_of("few steps", recipe_name(model)))
 

@@ -98,8 +98,11 @@ def kernel_matches(
     repeats = _asked(plan, trial)
     if not repeats:
         return {}
-    found = _differences(lab, plan, source, trial, there, repeats)
-    return {"prompts only, kernel": kernel_score(in_units(found, there.unit))}
+    found = in_units(_differences(lab, plan, source, trial, there, repeats), there.unit)
+    return {
+        "prompts only, kernel": kernel_score(found),
+        "prompts only, kernel of all prompts": kernel_score(found, everywhere=True),
+    }
 
 # %% ../../nbs/lab/laundering_trials.ipynb #8ff1bd5c
 def laundering_stages(
