@@ -625,4 +625,7 @@ def test_what_pages_say_of_lora():
     table = read_results(shipped_results("laundering"), "laundering")[1][""]
     ours = table[table.way.str.startswith("LoRA") & (table.kind == "infringing")]
     ours = ours[(ours.rho == 0.3) & (ours.access == "open weights")]
-    assert len(ours) == 2 and (ours.p <= 0.01).all()  # "had been found at that dose"
+    by_source = dict(list(ours.groupby("source").p))
+    assert {name: len(p) for name, p in by_source.items()} == dict.fromkeys(by_source, 2)
+    assert (by_source["mini-v1-avatars"] <= 0.01).all()  # "the first had been found at that dose"
+    assert (by_source["mini-v1-emoji"] > 0.01).all()  # "and the second was not"

@@ -68,10 +68,15 @@ WAYS = {  # of laundering, and how the page names them
     "LoRA, rank 4": "low rank",
     "LoRA, rank 16": "low rank",
     "2 looks": "few looks",
+    "4 looks": "few looks",
+    "16 looks": "few looks",
     "30 looks": "few looks",
+    "half the data": "little of the data",
+    "a fifth of the data": "little of the data",
     "diluted": "honest pictures beside",
     "tuned on": "or after",
-    "student": "a student",
+    "student": "students, one that learns from the suspect's answers",
+    "few-step student": "one that needs few steps",
     "as it is": "Laundering",
 }
 
