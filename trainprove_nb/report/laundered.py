@@ -124,7 +124,7 @@ def measure_laundering(
     return {name: pd.concat([t[name] for t in found], ignore_index=True) for name in names}
 
 # %% ../../nbs/report/laundered.ipynb #b6778105
-ASIDE = ("pixels", "kernel")  # scores that are there for comparison
+ASIDE = ("pixels", "kernel", "calibrated")  # scores that are there for comparison
 
 
 def in_front(
