@@ -133,7 +133,9 @@ def test_washing_both_sides_brings_back_what_the_faq_says():
 
 
 def test_students_of_launderers_are_found_as_the_faq_says():
-    assert "at ρ = 1, students were found, one that learnt from answers and one of few" in prose("faq")
+    assert "at ρ = 1, students were found, one that learnt from answers and one of few" in prose(
+        "faq"
+    )
     table = read_results(shipped_results("laundering"), "laundering")[1][""]
     for access in ("open weights", "prompts only"):
         assert not {"student", "few-step student"} & set(lost(table, access, 1.0))

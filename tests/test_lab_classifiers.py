@@ -486,21 +486,19 @@ def test_renamed_pictures_have_the_classes_that_were_said():
     assert found is images and labels.tolist() == [1, 0, 2], "by the pictures as they are"
 
 
-def test_students_are_compared_with_their_own_teachers():
-    def row(kind, account, suspect, rho, z, access="scores"):
-        p = 0.001 if z > 3 else 0.5
-        who = dict(source="a", kind=kind, account=account, suspect=suspect, rho=rho)
-        return who | dict(access=access, z=z, p=p)
+def test_students_stand_beside_their_teachers():
+    def row(who, kind, z):
+        return dict(who=who, kind=kind, access="scores", z=z, p=0.001 if z > 3 else 0.5)
 
-    suspects = [
-        row("infringing", 0, 0, 1.0, 6.0),
-        row("infringing", 1, 1, 1.0, 2.0),
-        row("infringing", 0, 0, 0.5, 9.0),
-        row("another account", 1, 0, 1.0, 9.0),
+    rows = [
+        *(row("infringers", "infringing", z) for z in (6.0, 2.0)),
+        *(row("infringers", "another account", z) for z in (-1.0, 1.0)),
+        *(row("their students", "infringing", z) for z in (-1.0, 0.0)),
     ]
-    students = [row("infringing", k, k, 1.0, z) for k, z in ((0, -1.0), (1, 0.0))]
-    found = handed_on({"": pd.DataFrame(suspects), "students": pd.DataFrame(students)})
-    assert found.loc["scores"].tolist() == ["z = 4.0, 1 of 2", "z = -0.5, 0 of 2"]
+    found = handed_on(pd.DataFrame(rows)).loc["scores"]
+    assert found["infringing", "infringers"] == "z = 4.0, 1 of 2"
+    assert found["another account", "infringers"] == "z = 0.0, 0 of 2"
+    assert found["infringing", "their students"] == "z = -0.5, 0 of 2"
 
 
 def test_later_customers_have_other_logs_suspects_and_innocents():

@@ -617,6 +617,17 @@ def test_what_the_page_of_classifiers_says():
     assert found.loc["six labels, calibrated", 0.5].value == pytest.approx(2 / 3, abs=0.005)
 
 
+def test_what_the_page_of_classifiers_says_of_students():
+    tables = read_results(shipped_results("release_classifiers"), "release_classifiers")[1]
+    rows = tables["students"][tables["students"].access == "scores, calibrated"]
+    z = rows.groupby(["who", "kind"]).z.mean()
+    own, others = (z["their students", kind] for kind in ("infringing", "another account"))
+    assert own / z["infringers", "infringing"] == pytest.approx(0.2, abs=0.03)  # "about a fifth"
+    assert abs(others) < 1  # "and to no other"
+    found = rows[(rows.who == "their students") & (rows.kind == "infringing")]
+    assert (len(found), sum(found.p <= 0.01)) == (6, 2)  # "two of the six", "a third"
+
+
 def test_what_pages_say_of_lora():
     found = found_by_way(read_results(shipped_results("lora"), "lora")[1][""])
     assert len(found) == 4  # two ranks, calibrated and not

@@ -239,7 +239,7 @@ def measure_named_logs(
     redrawn: int = 20,  # logs that might have been, for each suspect
     draws: int = DRAWS,  # shuffles before a log
 ) -> dict:  # tables: "" (a row a suspect, log and access), `redrawn` (of logs that might have been), `students`
-    "Every suspect before all logs of a generator, by every access; students before their teachers' logs."
+    "Every suspect before all logs of a generator, by every access; students and their teachers once more."
     there, real, possible, students = NamedPool(lab, plan, generator), [], [], []
     own = [there.scores(model)["scores"] for model in plan.own_models(generator)]
     for trial in plan.trials(generator):
@@ -247,8 +247,12 @@ def measure_named_logs(
         for account in range(plan.accounts):
             real += before_log(there, scores, trial, account, draws)
         possible += before_redrawn_logs(there, scores, trial, redrawn, draws // 10)
-    for trial in plan.students(generator):
+    guilty = [t for t in plan.trials(generator) if t.rho == max(plan.rhos)]
+    handed_on = {"infringers": guilty, "their students": plan.students(generator)}
+    for who, trial in ((who, trial) for who, trials in handed_on.items() for trial in trials):
         scores = calibrated_too(there.scores(trial.model), own, there.prompts)
-        students += before_log(there, scores, trial, trial.k, draws)
+        for account in range(plan.accounts):
+            found = before_log(there, scores, trial, account, draws)
+            students += [{"who": who, **row} for row in found]
     rows = {"": real, "redrawn": possible, "students": students}
     return {name: pd.DataFrame(found) for name, found in rows.items()}

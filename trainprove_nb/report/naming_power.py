@@ -114,20 +114,11 @@ def measure_naming_power(
 
 # %% ../../nbs/report/naming_power.ipynb #57fe017c
 def handed_on(
-    tables: dict,  # from `measure_naming_power`
+    students: pd.DataFrame,  # `students` of `measure_named_logs`
     level: float = 0.01,  # of the test
-) -> pd.DataFrame:  # index: access; columns: infringers, students; texts: "z = 8.1, 6 of 6"
-    "Where infringers and their students stand before the infringers' logs, and how many are found."
-    students = tables["students"]
-    same = ["source", "account", "kind", "rho", "suspect", "access"]
-    teachers = tables[""].merge(students[same], on=same)
-    told = {"infringers": teachers, "their students": students}
-    return pd.DataFrame(
-        {
-            who: rows.groupby("access", sort=False).apply(
-                lambda those: f"z = {those.z.mean():.1f}, {tally(those.p <= level)}",
-                include_groups=False,
-            )
-            for who, rows in told.items()
-        }
+) -> pd.DataFrame:  # index: access; columns: (whose log, who); texts: "z = 8.1, 6 of 6"
+    "Where infringers and their students stand before the infringers' logs and others', and how many are found."
+    told = students.groupby(["access", "kind", "who"], sort=False).apply(
+        lambda rows: f"z = {rows.z.mean():.1f}, {tally(rows.p <= level)}", include_groups=False
     )
+    return told.unstack(["kind", "who"])
