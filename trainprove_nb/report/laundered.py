@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'MUCH', 'LITTLE', 'LAUNDERING_CHECKS', 'ASIDE', 'DOSES', 'measure_laundering', 'in_front', 'standing',
-           'expected_power', 'survival', 'lost', 'ways_figure', 'ways_alt', 'doses', 'doses_figure', 'doses_alt',
-           'share_found', 'sizes_figure', 'sizes_alt', 'laundering_sentences']
+           'expected_power', 'survival', 'lost', 'other_scores', 'ways_figure', 'ways_alt', 'doses', 'doses_figure',
+           'doses_alt', 'share_found', 'sizes_figure', 'sizes_alt', 'laundering_sentences']
 
 # %% ../../nbs/report/laundered.ipynb #348df402
 import numpy as np
@@ -173,6 +173,19 @@ def lost(
     guilty = where(table, kind="infringing", access=access, rho=rho)
     found = guilty.groupby("way", sort=False).p.apply(lambda p: np.mean(p <= level))
     return list(found.index[found <= 0.5])
+
+# %% ../../nbs/report/laundered.ipynb #fa92f0bc
+def other_scores(
+    table: pd.DataFrame,  # of the laundering experiment
+) -> pd.DataFrame:  # index: way; columns: scores of answers; mean z
+    "Where infringers of the largest ρ stand by each score of their answers, those of whom all are known."
+    rows = where(table, kind="infringing", rho=table.rho.max())
+    rows = rows[rows.access.str.startswith("prompts only")]
+    names = rows.access.str.removeprefix("prompts only, ").replace("prompts only", "whitened")
+    each = rows.assign(score=names).pivot_table(
+        "z", ["way", "source", "suspect"], "score", sort=False
+    )
+    return each.dropna().groupby("way", sort=False).mean()
 
 # %% ../../nbs/report/laundered.ipynb #5937948e
 def _draw_ways(ax, rows, ways, colours):
@@ -360,10 +373,12 @@ def _innocent_point(table):
     "How many innocents are accused."
     rows = in_front(table[table.kind != "infringing"])
     strict = tally(rows.p <= 0.01)
+    before = (rows.p <= 0.05).groupby([rows.source, rows.account]).sum()
     return (
         f"**Innocents** that went the same ways, and infringers before another account's log: "
-        f"{tally(rows.p <= 0.05)} tests at .05 or below, {strict} at .01. They stand on "
-        f"{len(rows[['source', 'account']].drop_duplicates())} logs, and are not independent."
+        f"{tally(rows.p <= 0.05)} tests at .05 or below, {strict} at .01. They stand on {len(before)} logs, "
+        f"and most of those accused before one of them ({before.max()}). All have learnt the same few sets of "
+        "pictures, in other ways: count logs, not tests."
     )
 
 # %% ../../nbs/report/laundered.ipynb #cde46fdd
@@ -382,5 +397,5 @@ def laundering_sentences(tables: dict, parameters: dict):  # Markdown
     "What came out of the laundering experiment, as a list."
     table = in_front(tables[""])
     points = [_survival_point(table, access, rho) for access, rho in standing(table).columns]
-    points += [_lora_point(table), _innocent_point(table), _sizes_point(tables["sizes"])]
+    points += [_lora_point(table), _innocent_point(table), _sizes_point(in_front(tables["sizes"]))]
     return came_out(parameters, points)
