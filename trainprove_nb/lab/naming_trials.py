@@ -155,7 +155,7 @@ def students(
     for trial in self.trials(generator):
         if trial.rho == max(self.rhos):
             said = {**self.said(trial.model, real), "versions": 1}
-            named = dict(kind="renamed", pairs=real, said=said)
+            named = {"kind": "renamed", "pairs": real, "said": said}
             network = trial.model["architecture"]
             role = "naming student", generator, self.first_customer + trial.k, trial.rho
             how = dict(lr=scale.lrs[0], epochs=self.epochs)

@@ -211,7 +211,7 @@ def ways_figure(table: pd.DataFrame):
         _draw_ways(ax, where(table, access=access), ways, colours)
         ax.set_title(access)
 
-    fig = panel_row(list(in_front(table).access.unique()), draw, height=1 + 0.2 * len(ways))
+    fig = panel_row(list(table.access.unique()), draw, height=max(3.8, 1 + 0.2 * len(ways)))
     fig.axes[0].legend(fontsize=7, frameon=False)
     return fig
 
@@ -371,7 +371,7 @@ def _lora_point(table):
 # %% ../../nbs/report/laundered.ipynb #3221bf54
 def _innocent_point(table):
     "How many innocents are accused."
-    rows = in_front(table[table.kind != "infringing"])
+    rows = table[table.kind != "infringing"]
     strict = tally(rows.p <= 0.01)
     before = (rows.p <= 0.05).groupby([rows.source, rows.account]).sum()
     return (
