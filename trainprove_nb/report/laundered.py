@@ -377,8 +377,7 @@ def _innocent_point(table):
     return (
         f"**Innocents** that went the same ways, and infringers before another account's log: "
         f"{tally(rows.p <= 0.05)} tests at .05 or below, {strict} at .01. They stand on {len(before)} logs, "
-        f"and most of those accused before one of them ({before.max()}). All have learnt the same few sets of "
-        "pictures, in other ways: count logs, not tests."
+        f"most of those accused before one of them ({before.max()}): count logs, not tests."
     )
 
 # %% ../../nbs/report/laundered.ipynb #cde46fdd
