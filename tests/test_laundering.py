@@ -51,6 +51,7 @@ from trainprove_nb.report.laundered import (
     expected_power,
     in_front,
     lost,
+    other_scores,
     share_found,
     standing,
     survival,
@@ -626,6 +627,14 @@ def test_what_the_page_of_classifiers_says_of_students():
     assert abs(others) < 1  # "and to no other"
     found = rows[(rows.who == "their students") & (rows.kind == "infringing")]
     assert (len(found), sum(found.p <= 0.01)) == (6, 2)  # "two of the six", "a third"
+
+
+def test_what_the_page_of_laundering_says_of_other_scores():
+    found = other_scores(read_results(shipped_results("laundering"), "laundering")[1][""])
+    assert found["kernel of all prompts"].abs().max() < 2  # "finds nobody"
+    gained = found.calibrated > found.whitened
+    assert gained.mean() > 0.9  # "by nearly every way"
+    assert (found.kernel - found.whitened).abs().median() < 1.5  # "about as much"
 
 
 def test_what_pages_say_of_lora():
