@@ -26,7 +26,12 @@ from trainprove_nb.evidence.restoring import PipelineRestorer, restoring_losses
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.laundering import base_of
-from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
+from trainprove_nb.lab.log_recipes import (
+    caption_answers,
+    picture_losses,
+    picture_restored,
+    withheld,
+)
 from trainprove_nb.lab.log_trials import (
     LogPlan,
     _unseen,
@@ -83,6 +88,16 @@ def test_losses_do_not_depend_on_order_or_batches(pipe, shown):
     mixed = denoising_losses(pipe, images[order], [texts[k] for k in order], batch_size=2)
     assert usual.shape == (5, len(LEVELS))
     np.testing.assert_allclose(mixed, usual[order], atol=1e-4)
+
+
+def test_mixed_precision_moves_losses_a_little(pipe, shown):
+    usual = denoising_losses(pipe, *shown)
+    mixed = denoising_losses(pipe, *shown, mixed_precision="bf16")
+    assert mixed.dtype == np.float32 and not np.array_equal(mixed, usual)
+    np.testing.assert_allclose(
+        mixed, usual, atol=0.05
+    )  # losses of a level are spread by .3 or more
+    refused(lambda: denoising_losses(pipe, *shown, mixed_precision="fp8"), "'fp8'", "choose")
 
 
 def test_a_model_is_no_better_than_itself(pipe, shown):
@@ -326,6 +341,20 @@ def test_all_pictures_get_the_same_noise_whatever_their_batch(pipe, shown):
     mixed = PipelineRestorer(pipe, batch_size=2)(images[order], [texts[k] for k in order])
     assert usual.dtype == np.uint8
     assert np.abs(mixed.astype(int) - usual[order]).max() <= 1
+
+
+def test_mixed_precision_moves_what_comes_back_a_little(pipe, shown):
+    usual = restoring_losses(PipelineRestorer(pipe), *shown)
+    mixed = restoring_losses(PipelineRestorer(pipe, mixed_precision="bf16"), *shown)
+    assert not np.array_equal(mixed, usual)
+    np.testing.assert_allclose(mixed, usual, atol=0.1)
+
+
+def test_the_lab_asks_in_the_precision_of_its_scale():
+    recipes = GeneratorRecipes(generator_scale("mini", mixed_precision="bf16"))
+    model, log = recipes.base("mini-v1"), recipes.train(recipes.sources(["mini-v1"])[0])
+    assert picture_losses(recipes, model, log)["mixed_precision"] == "bf16"
+    assert picture_restored(recipes, model, log)["restoring"]["mixed_precision"] == "bf16"
 
 
 # Classifiers

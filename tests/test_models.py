@@ -26,7 +26,7 @@ from trainprove_nb.models.encoding import encode_texts
 from trainprove_nb.models.finetune import finetune, step_generator, target_of
 from trainprove_nb.models.mini import mini_transformer
 from trainprove_nb.models.pipelines import load_model, save_model
-from trainprove_nb.models.sampling import generate
+from trainprove_nb.models.sampling import fast_precision, generate
 from trainprove_nb.suspects.classifiers import FolderClassifier, ask_classifier
 
 
@@ -39,6 +39,16 @@ def pipe():
 
 
 # Encoding and training
+
+
+@pytest.mark.parametrize(
+    "known, fast",
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx512_f": True}, "no")],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks the processor, not a card")
+def test_mixed_precision_is_fast_where_the_processor_knows_it(monkeypatch, known, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert fast_precision() == fast
 
 
 def test_texts_are_encoded_in_the_order_given(pipe):

@@ -26,7 +26,7 @@ from trainprove_nb.models.encoding import (
     tokenized,
 )
 from ..models.finetune import step_generator, target_of
-from ..models.sampling import PRECISIONS
+from ..models.sampling import computing
 
 # %% ../../nbs/attribution/prompts.ipynb #8a06724c
 @contextmanager
@@ -119,17 +119,6 @@ def sampling_loss(
 
 # %% ../../nbs/attribution/prompts.ipynb #b8ec3e41
 OBJECTIVES = {"denoising": denoising_loss, "sampling": sampling_loss}
-
-# %% ../../nbs/attribution/prompts.ipynb #dafd4714
-def _precision(pipe, mixed_precision):
-    "The context that a pipeline computes under. Raises ValueError for an unknown precision."
-    if mixed_precision not in PRECISIONS:
-        raise ValueError(
-            f"unknown mixed_precision {mixed_precision!r}: choose from {', '.join(PRECISIONS)}"
-        )
-    return torch.autocast(
-        pipe.device.type, PRECISIONS[mixed_precision], enabled=mixed_precision != "no"
-    )
 
 # %% ../../nbs/attribution/prompts.ipynb #36258bb5
 @dataclass(eq=False)
@@ -304,7 +293,7 @@ def optimise_prompts(
     that they were chosen by. Raises ValueError for an unknown objective or precision."""
     if objective not in OBJECTIVES:
         raise ValueError(f"unknown objective {objective!r}: choose from {', '.join(OBJECTIVES)}")
-    precision, scale_loss = _precision(pipe, mixed_precision), mixed_precision == "fp16"
+    precision, scale_loss = computing(pipe, mixed_precision), mixed_precision == "fp16"
     words = whole_words(pipe.tokenizer).to(pipe.device)
     total = steps * len(range(0, len(train), batch_size))
     out = {name: [] for name in ("text", "before", "relaxed", "after", "course")}

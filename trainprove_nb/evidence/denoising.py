@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..models.encoding import encode_images, encode_texts, gives_losses, predict
 from ..models.finetune import target_of
+from ..models.sampling import computing
 
 # %% ../../nbs/evidence/denoising.ipynb #69156d71
 def _noises(shape, levels, seed) -> torch.Tensor:  # (levels, *shape)
@@ -53,12 +54,13 @@ def denoising_losses(
     levels: tuple = LEVELS,  # timesteps of the noise that is mixed in
     seed: int = 0,  # of the noise: give suspect and reference the same
     batch_size: int = 256,  # pictures at a time; fewer where latents are larger than 8×8
+    mixed_precision: str = "no",  # "no", "fp16" or "bf16"; give suspect and reference the same
     progress: bool = False,  # show a bar with rate and ETA
 ) -> np.ndarray:  # float32 (n, levels)
     """Logarithm of the squared error with which a model takes noise off pictures, level by level.
 
     Raises ValueError for a pipeline that cannot be shown noised pictures, and for a network that
-    answers all of them alike."""
+    answers all of them alike; and what `computing` raises."""
     if not gives_losses(pipe):
         raise ValueError(
             f"losses of a {type(pipe).__name__} cannot be measured here: give Stable Diffusion 1 or 2, SDXL, "
@@ -70,11 +72,12 @@ def denoising_losses(
     batch_size = max(1, min(batch_size, batch_size * 64 // z[0, 0].numel()))
     noises = _noises(z.shape[1:], len(levels), seed)
     losses = np.zeros((len(z), len(levels)), np.float32)
-    for j, t in enumerate(tqdm(levels, desc="denoise", unit="level", disable=not progress)):
-        for k in range(0, len(z), batch_size):
-            part = slice(k, k + batch_size)
-            told = {name: x[part] for name, x in condition.items()}
-            losses[part, j] = _errors(pipe, noising, z[part], told, t, noises[j]).log()
+    with computing(pipe, mixed_precision):
+        for j, t in enumerate(tqdm(levels, desc="denoise", unit="level", disable=not progress)):
+            for k in range(0, len(z), batch_size):
+                part = slice(k, k + batch_size)
+                told = {name: x[part] for name, x in condition.items()}
+                losses[part, j] = _errors(pipe, noising, z[part], told, t, noises[j]).log()
     return losses
 
 # %% ../../nbs/evidence/denoising.ipynb #860c3d94

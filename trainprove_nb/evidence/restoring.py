@@ -14,6 +14,7 @@ from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
 from PIL import Image
 
 from ..data.pairs import pixels
+from ..models.sampling import computing
 
 # %% ../../nbs/evidence/restoring.ipynb #f8e96493
 Restorer = Callable[[np.ndarray, list], np.ndarray]  # (n pictures, n prompts) -> n pictures, uint8
@@ -32,11 +33,12 @@ class PipelineRestorer:
         guidance: float = 1.0,  # classifier-free guidance scale; 1 is none
         seed: int = 0,  # of the noise
         batch_size: int = 64,  # pictures at a time
+        mixed_precision: str = "no",  # "no", "fp16" or "bf16"; give suspect and reference the same
     ):
         self.pipe = AutoPipelineForImage2Image.from_pipe(pipe)
         self.pipe.set_progress_bar_config(disable=True)
         self.settings = dict(strength=strength, num_inference_steps=steps, guidance_scale=guidance)
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size, self.precision = seed, batch_size, mixed_precision
 
     def _draw(self, pictures, prompts):
         generators = [torch.Generator().manual_seed(self.seed) for _ in prompts]
@@ -50,7 +52,9 @@ class PipelineRestorer:
     def __call__(self, pictures, prompts):
         starts = range(0, len(prompts), self.batch_size)
         parts = [slice(k, k + self.batch_size) for k in starts]
-        return np.concatenate([self._draw(pictures[part], list(prompts[part])) for part in parts])
+        with computing(self.pipe, self.precision):
+            drawn = [self._draw(pictures[part], list(prompts[part])) for part in parts]
+        return np.concatenate(drawn)
 
 # %% ../../nbs/evidence/restoring.ipynb #72fc01d3
 def restoring_losses(

@@ -73,6 +73,7 @@ def picture_losses(
         "pairs": pictures,
         "levels": list(LEVELS),
         "seed": seed_of("losses"),
+        "mixed_precision": recipes.scale.mixed_precision,
         "threads": recipes.scale.threads,
     }
 
@@ -87,6 +88,9 @@ def picture_restored(
         "kind": "restored",
         "model": model,
         "pairs": pictures,
-        "restoring": {"strength": 0.3, "steps": 10, "guidance": 1.0, "seed": seed_of("restored")},
+        "restoring": {
+            **{"strength": 0.3, "steps": 10, "guidance": 1.0, "seed": seed_of("restored")},
+            "mixed_precision": recipes.scale.mixed_precision,
+        },
         "threads": recipes.scale.threads,
     }

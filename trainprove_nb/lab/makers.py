@@ -246,9 +246,9 @@ def make_scores(lab, r, folder, scratch):
 def make_losses(lab, r, folder, scratch):
     "Logarithms of a model's denoising losses on pictures, level by level."
     shown = lab.pairs(r["pairs"])
-    found = denoising_losses(
-        lab.model(r["model"]), pixels(shown), list(shown["text"]), tuple(r["levels"]), r["seed"]
-    )
+    model, images, texts = lab.model(r["model"]), pixels(shown), list(shown["text"])
+    how = dict(levels=tuple(r["levels"]), seed=r["seed"], mixed_precision=r["mixed_precision"])
+    found = denoising_losses(model, images, texts, **how)
     np.save(folder / "array.npy", found)
 
 # %% ../../nbs/lab/makers.ipynb #063a3290
@@ -401,7 +401,10 @@ KINDS = {  # as it is stored -> what it is
         CLASSIFIER,
     ),
     "losses": Kind(
-        "denoising losses of pictures", "model pairs levels seed threads", make_losses, ARRAY
+        "denoising losses of pictures",
+        "model pairs levels seed mixed_precision threads",
+        make_losses,
+        ARRAY,
     ),
     "restored": Kind(
         "how far from themselves pictures come back",
