@@ -38,6 +38,7 @@ from trainprove_nb.lab.laundering_trials import (
 from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
 from trainprove_nb.lab.log_trials import LogPlan
 from trainprove_nb.lab.makers import KINDS, check_recipe
+from trainprove_nb.lab.size_trials import _doublings
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.lab.trials import Trial
 from trainprove_nb.models.finetune import _adapted, _undamaged, finetune
@@ -45,10 +46,12 @@ from trainprove_nb.models.pipelines import load_model
 from trainprove_nb.report.laundered import (
     DOSES,
     LAUNDERING_CHECKS,
+    _stages,
     doses,
     doses_alt,
     doses_figure,
     expected_power,
+    gain_of_withheld,
     in_front,
     lost,
     other_scores,
@@ -492,10 +495,45 @@ def test_share_found_by_size():
     assert share_found(sizes).iloc[0].to_dict() == {9: 0.0, 50: 0.5}
 
 
+def test_numbers_of_withheld_pictures_double():
+    assert [_doublings(most) for most in (1, 2, 3, 4, 6)] == [
+        *([1], [1, 2], [1, 2, 3], [1, 2, 4], [1, 2, 4, 6])
+    ]
+
+
+def test_gain_of_withheld_is_of_the_largest_parts_and_most_answers():
+    rows = [
+        dict(access=access, rho=1.0, answers=answers, pictures=pictures, m=m, z=z)
+        for access, answers, pictures, m, z in [
+            ("open weights", 0, 500, 1, 2.0),
+            ("open weights", 0, 500, 1, 4.0),
+            ("open weights", 0, 500, 4, 5.0),
+            ("open weights", 0, 50, 4, 99.0),  # smaller
+            ("prompts only", 1, 500, 1, 99.0),  # fewer answers
+            ("prompts only", 5, 500, 1, 7.0),
+        ]
+    ]
+    found = gain_of_withheld(pd.DataFrame(rows))
+    assert found.loc["open weights", 1.0].to_dict() == {1: 3.0, 4: 5.0}
+    assert found.loc["prompts only", 1.0][1] == 7.0
+
+
+def test_more_withheld_pictures_are_asked_about_for_parts_alone(tmp_path):
+    plan = asked(tmp_path, m=1, most_m=4, ways=["JPEG"], own=[])
+    stages = _stages(plan, plan.sources[0])
+    shares = {recipe["shares"][0] for recipe in stages["logs"]}
+    released = min(shares)
+    assert shares == {released, 4 * released}
+    many = [r for r in stages["logs"] if r["shares"][0] == 4 * released]
+    four = [r["model"] for r in stages["losses"] if r["pairs"] in many]
+    learnt = {model["pairs"]["kind"] for model in four if model["kind"] == "model"}
+    assert learnt == {"mix"}  # nobody who washed anything
+
+
 ASKED = dict(
     scale="smoke", knobs={}, sources=["mini-v1-avatars"], rhos=[0.3, 1], suspects=1, m=2, draws=99
 )
-ASKED |= {"own": []}
+ASKED |= {"own": [], "most_m": 4}
 ASKED |= dict.fromkeys(("ways", "repeats", "sizes", "parts"))
 
 
@@ -519,6 +557,7 @@ def test_what_is_left_out_is_decided_by_the_scale(tmp_path):
         (dict(ways="JPEG"), "ways = 'JPEG'"),
         (dict(sizes=[21]), "sizes has 21"),
         (dict(m=0), "m = 0"),
+        (dict(most_m=1.5), "most_m = 1.5"),
         (dict(draws=9), "draws = 9"),
         (dict(repeats=-1), "repeats = -1"),
         (dict(parts=True), "parts = True"),
@@ -635,6 +674,13 @@ def test_what_the_page_of_laundering_says_of_other_scores():
     gained = found.calibrated > found.whitened
     assert gained.mean() > 0.9  # "by nearly every way"
     assert (found.kernel - found.whitened).abs().median() < 1.5  # "about as much"
+
+
+def test_more_withheld_pictures_are_worth_what_means_let_expect():
+    gained = gain_of_withheld(read_results(shipped_results("laundering"), "laundering")[1]["sizes"])
+    assert list(gained) == [1, 2, 4]
+    for m in (2, 4):  # "about what the suspects gained"
+        assert (gained[m] / gained[1]).mean() == pytest.approx((2 * m / (m + 1)) ** 0.5, abs=0.05)
 
 
 def test_what_pages_say_of_lora():

@@ -60,6 +60,12 @@ def own_model(
         return recipes.suspect(source, rho, 0, "shadow")
     return recipes.innocent(source, "disjoint data", 0, "shadow")
 
+# %% ../../nbs/lab/log_recipes.ipynb #885bee45
+def _mixed(recipes) -> dict:
+    "The precision, where it is not single: so recipes from before there was a choice keep their names."
+    precision = recipes.scale.mixed_precision
+    return {} if precision == "no" else {"mixed_precision": precision}
+
 # %% ../../nbs/lab/log_recipes.ipynb #d76a3709
 def picture_losses(
     recipes: GeneratorRecipes,
@@ -73,7 +79,7 @@ def picture_losses(
         "pairs": pictures,
         "levels": list(LEVELS),
         "seed": seed_of("losses"),
-        "mixed_precision": recipes.scale.mixed_precision,
+        **_mixed(recipes),
         "threads": recipes.scale.threads,
     }
 
@@ -90,7 +96,7 @@ def picture_restored(
         "pairs": pictures,
         "restoring": {
             **{"strength": 0.3, "steps": 10, "guidance": 1.0, "seed": seed_of("restored")},
-            "mixed_precision": recipes.scale.mixed_precision,
+            **_mixed(recipes),
         },
         "threads": recipes.scale.threads,
     }

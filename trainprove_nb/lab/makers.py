@@ -247,7 +247,9 @@ def make_losses(lab, r, folder, scratch):
     "Logarithms of a model's denoising losses on pictures, level by level."
     shown = lab.pairs(r["pairs"])
     model, images, texts = lab.model(r["model"]), pixels(shown), list(shown["text"])
-    how = dict(levels=tuple(r["levels"]), seed=r["seed"], mixed_precision=r["mixed_precision"])
+    how = dict(
+        levels=tuple(r["levels"]), seed=r["seed"], mixed_precision=r.get("mixed_precision", "no")
+    )
     found = denoising_losses(model, images, texts, **how)
     np.save(folder / "array.npy", found)
 
@@ -402,7 +404,7 @@ KINDS = {  # as it is stored -> what it is
     ),
     "losses": Kind(
         "denoising losses of pictures",
-        "model pairs levels seed mixed_precision threads",
+        "model pairs levels seed mixed_precision? threads",
         make_losses,
         ARRAY,
     ),

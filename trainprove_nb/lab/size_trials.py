@@ -86,12 +86,17 @@ def _before_part(there, scores, places, labels, draws, part, **what):
         rows.append(dict(access=access, answers=answers) | what | found)
     return rows
 
+# %% ../../nbs/lab/size_trials.ipynb #29f24581
+def _doublings(most):
+    "1, 2, 4 and so on up to a number, which is the last."
+    return sorted({2**k for k in range(most.bit_length())} | {most})
+
 # %% ../../nbs/lab/size_trials.ipynb #4df6c1b3
 def measure_sizes(
     there: Pool,  # of the source
     scored: list,  # from `scores_by_effort`
     sizes: list,  # numbers of released pictures
-    m: int = 2,  # withheld pictures for each released one: every number up to this
+    m: int = 2,  # withheld pictures for each released one: 1, 2, 4 and so on up to this
     parts: int = 20,  # random parts of each size
     draws: int = 499,  # shuffles before a part
 ) -> pd.DataFrame:  # columns source, rho, suspect, access, answers, pictures, m, part, z, p
@@ -99,7 +104,7 @@ def measure_sizes(
     rows = []
     for trial, scores in tqdm(scored, desc="parts of logs", unit="suspect", delay=10):
         who = dict(source=trial.origin, rho=trial.rho, suspect=trial.k)
-        for size, each, part in product(sizes, range(1, m + 1), range(parts)):
+        for size, each, part in product(sizes, _doublings(m), range(parts)):
             rng = np.random.default_rng(seed_of("part", trial.k, size, each, part))
             places, labels = part_of_log(there, trial.k, size, each, rng)
             what = dict(pictures=size, m=each)

@@ -5,9 +5,11 @@
 # %% auto #0
 __all__ = ['SIZES', 'MUCH', 'LITTLE', 'LAUNDERING_CHECKS', 'ASIDE', 'DOSES', 'measure_laundering', 'in_front', 'standing',
            'expected_power', 'survival', 'lost', 'other_scores', 'ways_figure', 'ways_alt', 'doses', 'doses_figure',
-           'doses_alt', 'share_found', 'sizes_figure', 'sizes_alt', 'laundering_sentences']
+           'doses_alt', 'share_found', 'sizes_figure', 'sizes_alt', 'gain_of_withheld', 'laundering_sentences']
 
 # %% ../../nbs/report/laundered.ipynb #348df402
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -20,10 +22,10 @@ from trainprove_nb.lab.laundering_trials import (
     laundering_trials,
     measure_ways,
 )
-from ..lab.log_trials import LogPlan, Pool
+from ..lab.log_trials import LogPlan, Pool, log_stages
 from ..lab.size_trials import measure_sizes, scores_by_effort
 from .figures import panel_row
-from .log_power import _shares
+from .log_power import _joined, _shares
 from .plan import Plan
 from .rivals import _fine_tuned
 from .sentences import came_out, tally, told, where
@@ -69,6 +71,7 @@ LAUNDERING_CHECKS = {  # for `plan_experiment`
     "sources": _fine_tuned,
     "ways": _by_scale("ways", Listing(Choice(tuple(WAYS)))),
     "m": _checked("m", count(1, 100)),
+    "most_m": _checked("most_m", count(1, 100)),
     "draws": _checked("draws", count(99, 1_000_000)),
     "own": _shares,
     "repeats": _by_scale("repeats", count(0, 1000)),
@@ -85,27 +88,35 @@ def _log_plan(plan) -> LogPlan:
     return LogPlan(plan.recipes, accounts=two, own=tuple(asked["own"]), **few)
 
 # %% ../../nbs/report/laundered.ipynb #a422e7c1
+def _sizes_plan(plan) -> LogPlan:
+    "The same, with more withheld pictures: parts of these logs are tested."
+    return replace(_log_plan(plan), m=plan.parameters["most_m"])
+
+# %% ../../nbs/report/laundered.ipynb #b811f1e8
 def _trials(plan, source):
-    "Of one source: suspects of every way, and those that laundered nothing, of whom parts of logs are asked."
-    ways, each = (plan.parameters[name] for name in ("ways", "suspects"))
-    return [laundering_trials(plan.recipes, source, some, each) for some in (ways, ["as it is"])]
+    "Of one source: suspects of every way; and infringers that laundered nothing, before parts of their logs."
+    names, each = (plan.parameters[name] for name in ("ways", "suspects"))
+    ways, plain = (
+        laundering_trials(plan.recipes, source, some, each) for some in (names, ["as it is"])
+    )
+    return ways, [trial for trial in plain if trial.kind == "infringing"]
 
 # %% ../../nbs/report/laundered.ipynb #af8ca77f
 def _stages(plan, source):
     "All stages of one source."
     ways, plain = _trials(plan, source)
-    return laundering_stages(_log_plan(plan), source, [*ways, *plain])
+    stages = laundering_stages(_log_plan(plan), source, ways)
+    return _joined([stages, log_stages(_sizes_plan(plan), source, plain)])
 
 # %% ../../nbs/report/laundered.ipynb #1a590cc4
 def _measured(plan, source) -> dict:
     "The tables of one source."
-    asked, logs = plan.parameters, _log_plan(plan)
+    asked, logs = plan.parameters, _sizes_plan(plan)
     ways, plain = _trials(plan, source)
-    guilty = [trial for trial in plain if trial.kind == "infringing"]
     there = Pool(plan.lab, logs, source)
-    scored = scores_by_effort(plan.lab, logs, source, guilty, there)
+    scored = scores_by_effort(plan.lab, logs, source, plain, there)
     return {
-        "": measure_ways(plan.lab, logs, source, ways, asked["draws"]),
+        "": measure_ways(plan.lab, _log_plan(plan), source, ways, asked["draws"]),
         "sizes": measure_sizes(there, scored, asked["sizes"], logs.m, asked["parts"]),
     }
 
@@ -345,6 +356,15 @@ def _best_efforts(shares):
     "Of each access and ρ the row with most answers and most withheld pictures."
     return shares.groupby(["access", "rho"]).tail(1)
 
+# %% ../../nbs/report/laundered.ipynb #6476cd1d
+def gain_of_withheld(
+    sizes: pd.DataFrame,  # of the laundering experiment
+) -> pd.DataFrame:  # index: access, ρ; columns: m; mean z
+    "Where infringers stand before the largest parts, by withheld pictures for each released one."
+    largest = sizes[sizes.pictures == sizes.pictures.max()]
+    most_asked = largest.answers == largest.groupby("access").answers.transform("max")
+    return largest[most_asked].pivot_table("z", ["access", "rho"], "m")
+
 # %% ../../nbs/report/laundered.ipynb #c2d98a53
 def _survival_point(table, access, rho):
     "Where one access still finds infringers of one ρ, and where it does not."
@@ -391,10 +411,25 @@ def _sizes_point(sizes):
         texts.append(f"{access} at ρ = {rho:g} (m = {m}{asked}): {size}")
     return f"**Log** that is enough nine times of ten: {'; '.join(texts)}."
 
+# %% ../../nbs/report/laundered.ipynb #5f051c04
+def _withheld_point(sizes):
+    "Where infringers stand with more and more withheld pictures."
+    gained = gain_of_withheld(sizes)
+    stands = "; ".join(
+        f"{access}, ρ = {rho:g}: {', '.join(f'{z:.1f}' for z in row)}"
+        for (access, rho), row in gained.iterrows()
+    )
+    return (
+        f"**Withheld pictures**, {', '.join(f'{m:g}' for m in gained)} for each released one: "
+        f"mean z before parts of {sizes.pictures.max()}: {stands}."
+    )
+
 # %% ../../nbs/report/laundered.ipynb #bfa1fca5
 def laundering_sentences(tables: dict, parameters: dict):  # Markdown
     "What came out of the laundering experiment, as a list."
     table = in_front(tables[""])
     points = [_survival_point(table, access, rho) for access, rho in standing(table).columns]
-    points += [_lora_point(table), _innocent_point(table), _sizes_point(in_front(tables["sizes"]))]
+    points += [_lora_point(table), _innocent_point(table)]
+    sizes = in_front(tables["sizes"])
+    points += [_sizes_point(sizes), _withheld_point(sizes)]
     return came_out(parameters, points)
