@@ -744,8 +744,8 @@ PROBLEMS = [  # what is given beside LOG, the key, the advice
     ({"released.log": "nothing"}, "released.log", "nothing holds no dataset: expected metadata"),
     ({"released.log": "junk"}, "released.log", "[Pp]arquet"),
     ({"released.log": "empty"}, "released.log", "the log is empty: give another"),
-    ({"released.log": "one-sided"}, "owned.model", "no withheld pictures: give the model"),
-    ({"released.log": "no-files"}, "owned.model", "keeps no pictures: give the model"),
+    ({"released.log": "one-sided"}, "released.log", "no withheld pictures: give the released ones"),
+    ({"released.log": "no-files"}, "released.log", "keeps no pictures: draw both sides again"),
     ({"released.log": "data"}, "owned.model", "no withheld pictures: give the model"),
     (
         {"released.account": "bob"},

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from datasets import Dataset
 from helpers import refused
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from trainprove_nb.audit import log_audit, log_verdict
 from trainprove_nb.audit.command import audit as command
@@ -27,6 +28,7 @@ from trainprove_nb.audit.scores import (
     kept_answers,
     named_class,
     pictures_scores,
+    pipeline_name,
     prompts_scores,
     questions,
 )
@@ -105,6 +107,20 @@ def test_a_jpeg_tells_how_it_was_made(quality, subsampling):
     assert encode(paint([""], [1])[0], encoder_of(file)) == file
     other = encode(paint([""], [1])[0], {**made, "quality": quality - 5})
     assert encode(paint([""], [1])[0], encoder_of(other)) != file
+
+
+def test_a_picture_whose_file_says_something_else_is_the_same(tmp_path):
+    "Else it would count twice, and a picture that everybody knows would be counted as often as it was sent."
+    (tmp_path / "sent").mkdir()
+    rows = [{"file_name": f"{k}.png", "text": f"prompt {k // 2}"} for k in range(6)]
+    (tmp_path / "sent/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for k, picture in enumerate(np.repeat(paint([""] * 3, range(3)), 2, axis=0)):
+        told = PngInfo()
+        told.add_text("sent", str(k))
+        Image.fromarray(picture).save(tmp_path / f"sent/{k}.png", pnginfo=told)
+    log = released_log(Store(str(tmp_path / "lab")), str(tmp_path / "sent"), sampler=SAMPLER)
+    assert len({file.read_bytes() for file in (tmp_path / "sent").glob("*.png")}) == 6
+    assert log.released.sum() == 3 and len(log.texts) == 9
 
 
 def test_a_lossy_file_that_does_not_tell_is_refused():
@@ -353,6 +369,16 @@ def test_a_control_learns_its_share_of_the_log():
     assert isinstance(control_pairs(log), Dataset)
 
 
+def test_losses_of_a_model_that_was_read_otherwise_are_not_taken_for_its_own():
+    "Whether a network tells noise or velocity is no matter of its weights."
+    pipe = open_suspect("mini-v1").pipe
+    before = pipeline_name(pipe)
+    pipe.scheduler.register_to_config(prediction_type="v_prediction")
+    after = pipeline_name(pipe)
+    assert before["weights"] == after["weights"] and before["read_by"] != after["read_by"]
+    assert pipeline_name(open_suspect("mini-v1").pipe) == before
+
+
 def test_chances_and_intervals():
     assert chance_to_find(1.645, 1.645) == pytest.approx(0.5)
     assert chance_to_find(3.29, 1.645) == pytest.approx(0.95, abs=0.001)
@@ -406,7 +432,7 @@ def test_an_older_model_that_is_accused_too_decides_nothing(case):
     )
     report = log_verdict.log_report(opened, replace(found, older=knowing), "again")
     assert report.verdict.state == "cannot decide" and knowing.p <= 0.01 < 0.05
-    assert "older, to which the suspect is compared, knows the" in report.verdict.sentence
+    assert "older, which should be older than the log, knows the" in report.verdict.sentence
     (part,) = [part for part in report.controls if part.name == "Older model"]
     assert part.p == knowing.p and not part.passed
     strange = log_test(RNG.normal(size=120), opened.log.released, opened.log.block)
@@ -418,7 +444,7 @@ def test_an_older_model_that_is_accused_too_decides_nothing(case):
 
 def test_the_older_model_is_asked_alone_and_only_where_it_was_compared_with(case, monkeypatch):
     opened, found = case(1.0)
-    assert found.older is None  # by prompts it was asked nothing
+    assert found.older is None  # no model is named
     scores, seen = RNG.normal(size=120), []
 
     def by_weights(asked, who, progress):
@@ -426,12 +452,35 @@ def test_the_older_model_is_asked_alone_and_only_where_it_was_compared_with(case
         return scores
 
     monkeypatch.setattr(log_audit, "_SCORES", {"weights": by_weights})
-    monkeypatch.setattr(log_audit, "weights_digest", str)
+    monkeypatch.setattr(log_audit, "pipeline_name", lambda pipe: {"weights": pipe})
     weights = replace(opened, access="weights")
     assert find_out(weights, found.measured).older is None and not seen  # there is none
-    older = find_out(replace(weights, reference="the base"), found.measured).older
+    named = replace(weights, reference="the base", reference_name="base")
+    older = find_out(named, found.measured).older
     assert seen == [(None, "the base")]
     assert older.p == log_test(scores, opened.log.released, opened.log.block, 999).p
+
+
+@pytest.mark.parametrize("from_released, state", [(True, "cannot decide"), (False, "evidence")])
+def test_an_older_model_is_asked_prompts_too(case, monkeypatch, from_released, state):
+    "By captions that were written from released pictures, every model draws something like these."
+    opened, found = case(1.0)
+    log = opened.log
+    released = dict(zip(np.array(log.texts)[log.released], log.images[log.released], strict=True))
+    asked_for = []
+
+    def older(prompts, seeds):
+        asked_for.extend(prompts)
+        drawn = np.stack([released[p] for p in prompts]) if from_released else paint(prompts, seeds)
+        return np.clip(drawn.astype(int) + RNG.integers(-20, 20, drawn.shape), 0, 255).astype(
+            np.uint8
+        )
+
+    monkeypatch.setattr(log_audit, "_own_model", lambda audit, name: Asked(older, {}))
+    again = find_out(replace(opened, reference_name="the base"), found.measured)
+    assert set(asked_for) == set(log.texts)  # as many answers as the suspect gave
+    assert (again.older.p <= 0.01) == from_released
+    assert log_verdict.log_report(opened, again, "again").verdict.state == state
 
 
 def test_a_log_without_a_coin_promises_less(case):

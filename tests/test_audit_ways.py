@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 from helpers import ROOT, refused, write_imagefolder
@@ -99,6 +100,7 @@ def separates(guilty, innocent):
 
 GENERATORS = """
 import numpy as np
+import pandas as pd
 
 KNOWN = dict(np.load({file!r}))
 
@@ -285,6 +287,30 @@ def test_a_budget_of_showings(tmp_path, log, service, budget, pictures, versions
     _, report = audited(audit_file(tmp_path, log, classifier(url, "innocent"), questions=budget))
     assert len(asked) <= pictures * versions <= budget
     assert f"{pictures * versions} questions" in report.model_dump_json()
+
+
+def test_a_table_of_answers_is_one_of_the_whole_log(tmp_path, log):
+    "With fewer rows than pictures, or more, nobody knows whose they are."
+    rows = read_log(str(log))
+    sure = [0.9 if released else 0.6 for released in rows["released"]]
+    right = [CLASSES.index(text.split()[1]) for text in rows["text"]]
+    table = pd.DataFrame({"file_name": [f"{k:06}.png" for k in range(len(rows))]})
+    for j, name in enumerate(CLASSES):
+        table[name] = [p if j == k else 1 - p for p, k in zip(sure, right, strict=True)]
+    suspect = {
+        "kind": "classifier",
+        "model": str(tmp_path / "a.csv"),
+        "settings": {"classes": CLASSES},
+    }
+    table.to_csv(tmp_path / "a.csv", index=False)
+    for budget in (48, 1500):  # what is answered already costs no question
+        p, report = audited(audit_file(tmp_path, log, suspect, questions=budget))
+        assert p <= 0.01 and "90 questions: 90 pictures, 1 versions" in report.model_dump_json()
+    pd.concat([table, table.assign(file_name="x" + table.file_name)]).to_csv(
+        tmp_path / "a.csv", index=False
+    )
+    with pytest.raises(ValueError, match="answers to 180 pictures, and the log has 90"):
+        audited(audit_file(tmp_path, log, suspect))
 
 
 def test_a_classifier_before_a_log_needs_its_classes(tmp_path, log, service):

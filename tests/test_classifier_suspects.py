@@ -128,6 +128,8 @@ def test_scores_of_ours_are_sums_of_probabilities():
     assert np.allclose(difference[:, 0], difference[:, 1])
     assert np.array_equal(our_scores(z, [[2], [0]]), z[:, [2, 0]])
     assert np.array_equal(as_logits(z), z) and np.allclose(as_logits(p), np.log(p))
+    for rounded in p.round(2):  # as a service sends them, one by one
+        assert np.allclose(as_logits(rounded[None]), np.log(rounded[None].clip(1e-12)))
 
 
 def test_ranked_answers():

@@ -368,6 +368,56 @@ def test_sides_that_were_encoded_otherwise_are_refused(log, paint, sentence, sid
     assert len(read_log(log)) == 20  # both sides alike again
 
 
+@pytest.mark.parametrize("side", ["released", "withheld"])
+def test_a_jpeg_of_another_quality_is_refused(log, side):
+    def encoded(quality):
+        return lambda old, file: old.save(file, "JPEG", quality=quality)
+
+    by_hand(log, lambda t: t.update(repaint(log, t.copy(), encoded(90))))
+    assert len(read_log(log)) == 20
+    table = pd.read_parquet(log / "log.parquet")
+    table.update(repaint(log, table[table.side == side].copy(), encoded(75)))
+    table.to_parquet(log / "log.parquet")
+    with pytest.raises(ValueError, match="two kinds of file.*JPEG by tables"):
+        read_log(log)
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [
+        lambda k, row: "",
+        lambda k, row: None,
+        lambda k, row: str(k % 4 // 2),
+        lambda k, row: row.prompt[:2],
+    ],
+)
+def test_requests_that_do_not_tell_prompts_apart_are_no_blocks(log, request_of):
+    "Else labels would be shuffled between prompts, and prompts that were asked often accuse innocents."
+
+    def change(table):
+        table["request"] = [request_of(k, row) for k, row in enumerate(table.itertuples())]
+
+    by_hand(log, change)
+    found = read_log(log)
+    assert found["block"][:] == found["text"][:]
+
+
+def test_a_table_by_hand_may_leave_fields_empty(log):
+    def change(table):
+        table["account"] = table["time"] = table["settings"] = None
+
+    by_hand(log, change)
+    assert len(read_log(log)) == 20
+    by_hand_again = pd.read_parquet(log / "log.parquet")
+    by_hand_again["settings"] = [{"steps": 5}] * len(by_hand_again)
+    by_hand_again.to_parquet(log / "log.parquet")
+    assert len(read_log(log)) == 20
+    by_hand_again["file"] = None
+    by_hand_again.to_parquet(log / "log.parquet")
+    with pytest.raises(ValueError, match="keeps no pictures"):
+        read_log(log)
+
+
 def test_sides_of_other_settings_are_refused(log):
     def change(table):
         table.loc[table.side == "withheld", "settings"] = '{"steps": 6}'

@@ -397,6 +397,15 @@ def test_nothing_that_was_answered_is_asked_again(classifier_service, tmp_path):
     assert len(asked) == 3
 
 
+def test_a_header_may_name_the_model_and_a_key_does_not(classifier_service, tmp_path, monkeypatch):
+    url, service, asked = classifier_service
+    service.reply = lambda k: (200, json.dumps({"label": "frog"}).encode())
+    monkeypatch.setenv("KEY", "k")
+    for headers in ({"X-Model": "a"}, {"X-Model": "b"}, {"X-Model": "a", "X-Api-Key": "$KEY"}):
+        HTTPClassifier(url, ANIMALS, str(tmp_path / "kept.jsonl"), headers=headers)(distinct(2))
+    assert len(asked) == 4  # with another key it is the same service
+
+
 def test_kept_answers_are_not_taken_for_another_suspects(classifier_service, tmp_path):
     url, service, asked = classifier_service
     service.reply = lambda k: (200, json.dumps({"label": "frog"}).encode())

@@ -31,6 +31,7 @@ from ..evidence.release_log import _blocks_of, log_table
 from ..lab.classifier_scales import classifier_scale
 from ..lab.generator_scales import generator_scale
 from ..models.bundled import BUNDLED, model_path
+from ..suspects.collected import collected_answers
 
 # %% ../../nbs/audit/checks.ipynb #37a208ea
 @patch
@@ -146,6 +147,14 @@ def _check_others(audit: AuditFile) -> Iterator:  # (key, advice)
         if key in folders and folders[key] == folders.get(other):
             yield key, f"this is {other} too, and {why}: give another"
 
+# %% ../../nbs/audit/checks.ipynb #d74d292a
+def _prompts_in(folder: Path) -> list:
+    "The prompts of released pictures, in whichever form these are."
+    try:
+        return [text for _, text in collected_answers(folder)]
+    except FileNotFoundError:  # no table: a saved dataset, or parquet
+        return [row["text"] for row in _any_form(folder)]
+
 # %% ../../nbs/audit/checks.ipynb #317cc4c5
 def _log_rows(folder: str) -> pd.DataFrame:  # a row a picture: prompt, account, side, file
     "What was released. Raises ValueError or FileNotFoundError for a folder that does not say."
@@ -154,14 +163,14 @@ def _log_rows(folder: str) -> pd.DataFrame:  # a row a picture: prompt, account,
         return log_table(folder)
     if not place.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}: give the folder of the log")
-    prompts = [row["text"] for row in _any_form(place)]
+    prompts = _prompts_in(place)
     sent = pd.DataFrame({"prompt": prompts, "account": None, "side": "released", "file": "there"})
     return sent.assign(request=range(len(sent)))
 
 # %% ../../nbs/audit/checks.ipynb #cdc14ade
 def _of_account(rows: pd.DataFrame, account: str | None) -> pd.DataFrame:
     "The rows of an account. Raises ValueError where it has none."
-    if account is not None and rows.account.isna().all():
+    if account is not None and (rows.account.fillna("") == "").all():
         raise ValueError("this log names no accounts: leave the line out")
     mine = rows if account is None else rows[rows.account == account]
     if mine.empty:
@@ -189,12 +198,19 @@ def _check_rows(audit: AuditFile, rows: pd.DataFrame) -> Iterator:  # (key, advi
             f"with so few requests ({rows.request.nunique()}) no p-value is below {least:.2g}, and "
             f"test.level is {audit.test.level:g}: give a longer log",
         )
-    if audit.owned.model is not None:
-        return
-    if not (rows.side == "withheld").any():
+    one_side = not (rows.side == "withheld").any()
+    if one_side and not needs_sampler(audit.released.log):
+        yield (
+            "released.log",
+            "its table has no withheld pictures: give the released ones as an imagefolder",
+        )
+    elif one_side and audit.owned.model is None:
         yield "owned.model", "the log holds no withheld pictures: give the model that draws them"
     elif (rows.file.fillna("") == "").any():
-        yield "owned.model", "the log keeps no pictures: give the model that draws them again"
+        yield (
+            "released.log",
+            "it keeps no pictures: draw both sides again, see redraw_log, and add them",
+        )
 
 # %% ../../nbs/audit/checks.ipynb #cb924aca
 def _check_log(audit: AuditFile) -> Iterator:  # (key, advice)

@@ -34,6 +34,7 @@ from trainprove_nb.audit.scores import (
     kept_answers,
     near_copies,
     pictures_scores,
+    pipeline_name,
     prompts_scores,
     questions,
     restorer_of,
@@ -53,6 +54,7 @@ from ..lab.store import Store, file_digest, recipe_name, seed_of
 from ..models.encoding import gives_losses
 from ..models.pipelines import load_model
 from ..report.figures import style
+from ..suspects.answer_tables import CSVClassifier
 from ..suspects.checks import try_suspect
 from ..suspects.classifiers import open_classifier
 from ..suspects.generators import FolderSuspect
@@ -84,8 +86,7 @@ def _sampler(audit: AuditFile) -> Sampler | None:
     if audit.owned.model is None:
         return None
     suspect = own_suspect(load_model(audit.owned.model), **audit.owned.settings)
-    name = {"weights": weights_digest(suspect.pipe), "settings": suspect.settings}
-    return Sampler(suspect, name)
+    return Sampler(suspect, {**pipeline_name(suspect.pipe), "settings": suspect.settings})
 
 # %% ../../nbs/audit/log_audit.ipynb #c7066ca4
 def _log(audit: AuditFile, store: Store, progress: bool) -> AuditLog:
@@ -247,6 +248,21 @@ def _look_for_the_owner(opened: LogAudit) -> None:
                 f"test.references: {name} has the suspect's weights, byte for byte: give models of your own"
             )
 
+# %% ../../nbs/audit/log_audit.ipynb #2be342d2
+def _shown(
+    opened: LogAudit,
+) -> tuple:  # (bool (n,): what a classifier is shown, in how many versions)
+    "As much as the budget allows; of a table, whose answers are there already, the whole log once."
+    log, table = opened.log, opened.suspect.suspect
+    if not isinstance(table, CSVClassifier):
+        return showings(log, opened.audit.test.questions)
+    if len(table.answers) != len(log.texts):
+        raise ValueError(
+            f"{table.path} has answers to {len(table.answers):,} pictures, and the log has "
+            f"{len(log.texts):,}: collect one to each picture of the log, in the log's order"
+        )
+    return np.ones(len(log.texts), bool), 1
+
 # %% ../../nbs/audit/log_audit.ipynb #488dfb9d
 def _to_be_asked(opened: LogAudit) -> np.ndarray:  # bool (n,)
     "Which pictures of the log will be asked for."
@@ -254,7 +270,7 @@ def _to_be_asked(opened: LogAudit) -> np.ndarray:  # bool (n,)
     if test.score is None and opened.access == "prompts":
         return np.isin(log.texts, questions(log, test.answers, test.questions)[0][0])
     if test.score is None and opened.access == "classes":
-        return showings(log, test.questions)[0]
+        return _shown(opened)[0]
     return np.ones(len(log.texts), bool)
 
 # %% ../../nbs/audit/log_audit.ipynb #a109a415
@@ -365,7 +381,7 @@ def _reference_classifier(opened) -> Callable | None:
 # %% ../../nbs/audit/log_audit.ipynb #31157deb
 def _measure_classes(opened, who) -> Measured:
     "Show pictures, as many and as often as the budget allows."
-    there, versions = showings(opened.log, opened.audit.test.questions)
+    there, versions = _shown(opened)
     part, classes = opened.log.part(there), _classes(opened.audit)
     how = _reference_classifier(opened), versions, opened.labels
     scores, opened.labels = classes_scores(who.suspect, part, classes, *how)
@@ -406,10 +422,13 @@ def _by_weights(opened, who, progress):
     return weights_scores(opened.store, who, opened.log, opened.reference, progress)
 
 # %% ../../nbs/audit/log_audit.ipynb #229c4e97
+def _by_its_weights(pipe) -> Asked:
+    "A pipeline that is asked for no pictures of its own."
+    return Asked(None, pipeline_name(pipe), pipe)
+
+
 def _by_pictures(opened, who, progress):
-    pipe, reference = opened.reference, None
-    if pipe is not None:
-        reference = Asked(None, {"weights": weights_digest(pipe)}, pipe)
+    reference = None if opened.reference is None else _by_its_weights(opened.reference)
     return pictures_scores(opened.store, who, opened.log, reference, progress)
 
 # %% ../../nbs/audit/log_audit.ipynb #dbf65b7f
@@ -432,6 +451,19 @@ class LogFindings:
     older: LogVerdict | None = None  # the model compared with, before the log; None: not asked
     controls: list = field(default_factory=list)  # (ρ, its verdict)
 
+# %% ../../nbs/audit/log_audit.ipynb #357fc89e
+def _asked_before(opened) -> Asked:
+    "The base, else the owner's model, to be asked as the suspect was."
+    if opened.access in _SCORES:
+        return _by_its_weights(opened.reference)
+    return _own_model(opened.audit, opened.reference_name)
+
+# %% ../../nbs/audit/log_audit.ipynb #be0d6eb9
+def _compared_with_nothing(opened) -> LogAudit:
+    "The same audit, where scores are those of one model alone."
+    alone = opened.audit.suspect.model_copy(update={"base": None})
+    return replace(opened, reference=None, audit=opened.audit.model_copy(update={"suspect": alone}))
+
 # %% ../../nbs/audit/log_audit.ipynb #fbfcfac1
 def _blind(log, there) -> LogVerdict | None:
     "The blind baseline; None where there are too few prompts, or pictures are too small."
@@ -450,19 +482,19 @@ def _placebo(scores, released, block) -> np.ndarray:
         return np.zeros(0)
 
 # %% ../../nbs/audit/log_audit.ipynb #16c2e9ed
-def _older(opened) -> LogVerdict | None:
-    "The model to which the suspect is compared, before the log by itself; None where it said nothing of pictures."
-    asked_alike = opened.access in _SCORES and not opened.audit.test.score
-    if opened.reference is None or not asked_alike:
+def _older(opened, progress) -> LogVerdict | None:
+    "The base, else the owner's model, before the log by itself; None without one, or by a score of the user's own."
+    if opened.audit.test.score or not opened.reference_name:
         return None
-    who = Asked(None, {"weights": weights_digest(opened.reference)}, opened.reference)
-    scores = _SCORES[opened.access](replace(opened, reference=None), who, False)
-    return log_test(scores, opened.log.released, opened.log.block, opened.audit.test.draws)
+    log, draws = opened.log, opened.audit.test.draws
+    found = _measured(_compared_with_nothing(opened), _asked_before(opened), progress)
+    return log_test(found.scores, log.released[found.there], log.block[found.there], draws)
 
 # %% ../../nbs/audit/log_audit.ipynb #1f6f94a6
 def find_out(
     opened: LogAudit,
     measured: Measured,
+    progress: bool = False,  # show bars where an older model is asked
 ) -> LogFindings:
     """The test, and all that is doubted about it.
 
@@ -482,7 +514,7 @@ def find_out(
         gamma=sensitive.gamma,
         share=learnt_share(scores, released, block),
         effect=released_effect(scores, released, block),
-        older=_older(opened),
+        older=_older(opened, progress),
     )
 
 # %% ../../nbs/audit/log_audit.ipynb #9ad2514c
@@ -540,7 +572,7 @@ def run_controls(
     how = dict(others=others, steps=control.steps, progress=progress)
     if opened.access == "classes":
         make = partial(_control_classifier, opened, how)
-    elif opened.access in ("weights", "prompts") and (base := _control_base(opened)):
+    elif base := _control_base(opened):
         make = partial(_control_generator, opened, base, how)
     else:
         return []

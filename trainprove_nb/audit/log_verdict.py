@@ -80,9 +80,9 @@ def verdict_sentence(
         )
     if _older_knows(found):
         return (
-            f"Cannot decide: {_compared_with(opened)}, to which the suspect is compared, knows the released "
+            f"Cannot decide: {_compared_with(opened)}, which should be older than the log, knows the released "
             f"pictures better too (p = {found.older.p:.2g}): it learnt them, or the sides differ in what any "
-            "model sees. Compare with a model that is older than the log."
+            "model sees, or captions were written from released pictures. Name a model that is older."
         )
     return f"Cannot decide: p = {p:.2g} is above {level:g}, and {_not_seen(found)}."
 
@@ -111,8 +111,8 @@ def _evidence_sentence(opened, found) -> str:
         f"Evidence at level {opened.audit.test.level:g} that the suspect was trained on pictures "
         f"{_whose(opened)}: it knows the {v.released:,} released pictures better than the "
         f"{v.withheld:,} withheld ones of the same {v.prompts:,} requests (p = {v.p:.2g}). "
-        f"Of models that never saw them, a share of at most {v.p:.2g} would look like this or more so"
-        f"{_if_nobody_chose(opened)}."
+        f"Had the suspect never seen them, a log would look like this or more so in a share of at most "
+        f"{v.p:.2g} of cases{_if_nobody_chose(opened)}."
     )
 
 # %% ../../nbs/audit/log_verdict.ipynb #916347dd
@@ -175,8 +175,9 @@ def strongest_pairs(
     n: int = 6,  # pairs
     tries: int = 4,  # answers, of which the nearest is shown
 ) -> list:  # of `Pair`
-    "Released pictures, the suspect's answers, and the reference's; none for a classifier."
-    if opened.access in ("classes", "pictures"):
+    "Released pictures, the suspect's answers, and the reference's; none where more would have to be asked."
+    unasked = found.measured.answers is None and opened.suspect.pipe is None
+    if unasked or opened.access in ("classes", "pictures"):
         return []
     places = _best_known(opened, found, n)
     texts = [opened.log.texts[k] for k in places]
@@ -336,9 +337,8 @@ def _placebo_part(found) -> Test:
     if share is None:
         told = "Not asked: it needs two withheld pictures of a request."
         return Test(name="Placebo", asks=asks, assumes=[], guarantee="exact", sentence=told)
-    as_it_should = (
-        binomtest(round(share * len(found.placebo)), len(found.placebo), 0.05).pvalue > 0.001
-    )
+    accused, of = round(share * len(found.placebo)), len(found.placebo)
+    as_it_should = binomtest(accused, of, 0.05, alternative="greater").pvalue > 0.001
     return Test(
         name="Placebo",
         asks=asks,

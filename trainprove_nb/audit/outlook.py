@@ -157,6 +157,12 @@ def _asking(audit, access, pictures, prompts, seconds: float) -> float:
         else seconds
     )
 
+# %% ../../nbs/audit/outlook.ipynb #1612c736
+def _asks_older(audit, access) -> bool:
+    "Whether an older model has to draw as many answers as the suspect."
+    named = audit.suspect.base or audit.owned.model
+    return access == "prompts" and bool(named) and not audit.test.score
+
 # %% ../../nbs/audit/outlook.ipynb #d47888af
 def _time(audit, access, released, pictures, prompts) -> str:
     "How long it takes, and where that number comes from."
@@ -167,6 +173,8 @@ def _time(audit, access, released, pictures, prompts) -> str:
     told = f"Time: {told_hours(asking / 3600)} for the suspect"
     if controls and audit.suspect.kind == "generator":
         told += f", {told_hours(control * controls / 3600)} for controls"
+    if _asks_older(audit, access):
+        told += f", {told_hours(alone / 3600)} for an older model"
     if own := len(audit.test.references):
         told += f", {told_hours(alone * own / 3600)} for references"
     limit = f"; at most {rate:g} questions a minute" if rate else ""
@@ -214,8 +222,8 @@ def _with_log(audit) -> Iterator:
     released, withheld, prompts = log_size(audit.released.log, audit.released.account)
     access = _access(audit)
     yield (
-        "Test: what was released against what was withheld, over the whole log. It is exact: of "
-        f"suspects that never saw the pictures, at most {audit.test.level:g} are accused"
+        "Test: what was released against what was withheld, over the whole log. It is exact: one that "
+        f"never saw the pictures is accused with a chance of at most {audit.test.level:g}"
         f"{'' if withheld else ', if nobody chose what was sent: no coin was tossed for this log'}."
     )
     yield _of_the_log(audit, released, withheld, prompts)
@@ -316,7 +324,8 @@ def stages(
     drawn = 0 if withheld else pictures - released
     found = {"log": 5 + drawn * _assumed(audit).seconds["picture"]}
     suspect = _asking(audit, access, pictures, prompts, asking)
-    found |= {"suspect": 1 + suspect + len(audit.test.references) * asking, "test": 5}
+    found |= {"suspect": 1 + suspect + len(audit.test.references) * asking}
+    found |= {"test": 5 + asking * _asks_older(audit, access)}
     found |= {f"control, ρ = {rho:g}": 1 + control for rho in audit.control.rhos}
     return found | {"report": 5}
 

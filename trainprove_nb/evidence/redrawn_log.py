@@ -15,7 +15,7 @@ from datasets import Dataset
 from PIL import Image
 
 from .commitment import draw_again
-from .release_log import LOG, encode, log_table, secret_seed
+from .release_log import LOG, _quality, encode, log_table, secret_seed
 
 # %% ../../nbs/evidence/redrawn_log.ipynb #764f38a2
 PNG = {"format": "PNG"}
@@ -115,8 +115,9 @@ def _as_file(picture) -> bytes:
 
 # %% ../../nbs/evidence/redrawn_log.ipynb #cb5714ea
 def _check_kind(given: bytes, kept: bytes) -> None:
-    "Raise ValueError for files of another size or format."
-    kinds = [f"{p.format} {p.size}" for p in (Image.open(io.BytesIO(f)) for f in (given, kept))]
+    "Raise ValueError for files of another size or format, or JPEGs of another quality."
+    pictures = [Image.open(io.BytesIO(f)) for f in (given, kept)]
+    kinds = [f"{p.format}{_quality(p)} {p.size}" for p in pictures]
     if kinds[0] != kinds[1]:
         raise ValueError(
             f"a released picture is {kinds[0]}, a fresh one {kinds[1]}: give the encoder that the "

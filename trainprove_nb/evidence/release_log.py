@@ -323,6 +323,13 @@ def _read_rows(folder: Path) -> list:  # dicts
             ) from None
     return rows
 
+# %% ../../nbs/evidence/release_log.ipynb #64c17e64
+def _as_text(value) -> str:
+    "A field of a table as text; nothing is the empty text, and what has parts is JSON."
+    if isinstance(value, dict | list):
+        return json.dumps(value, sort_keys=True, default=str)
+    return "" if pd.isna(value) else str(value)
+
 # %% ../../nbs/evidence/release_log.ipynb #5f1423b0
 def _read_table(file: Path) -> pd.DataFrame:
     "A log.parquet. Raises ValueError when it cannot be read, or lacks a column."
@@ -335,7 +342,8 @@ def _read_table(file: Path) -> pd.DataFrame:
         raise ValueError(
             f"{file} lacks the column(s) {', '.join(missing)}: give a log as `compact` writes it"
         )
-    return table[COLUMNS]
+    texts = ("account", "time", "request", "settings", "sha256", "file")
+    return table[COLUMNS].assign(**{c: table[c].map(_as_text) for c in texts})
 
 # %% ../../nbs/evidence/release_log.ipynb #4e2f3655
 def _check_rows(table: pd.DataFrame, folder: Path) -> None:
@@ -379,15 +387,28 @@ def compact(
 
 # %% ../../nbs/evidence/release_log.ipynb #2f577cbc
 def _blocks_of(table: pd.DataFrame) -> pd.Series:  # of text
-    "What each picture is compared within: its request, where every request has both sides."
-    sides = table.groupby("request").side.nunique()
-    return (table.request if (sides == 2).all() else table.prompt).astype(str)
+    """What each picture is compared within: its request, else its prompt.
+
+    Requests count where each has a name, one prompt, one account and both sides."""
+    each = table.groupby("request")
+    of_one = (each[["prompt", "account"]].nunique() <= 1).all(axis=None)
+    named = (table.request.astype(str) != "").all()
+    usable = named and of_one and (each.side.nunique() == 2).all()
+    return (table.request if usable else table.prompt).astype(str)
+
+# %% ../../nbs/evidence/release_log.ipynb #0004bbf4
+def _quality(picture: Image.Image) -> str:
+    "Which tables a JPEG was quantised by, by the first digits of their digest; empty for other files."
+    tables = getattr(picture, "quantization", None)
+    if not tables:
+        return ""
+    return f" by tables {hashlib.sha256(repr(sorted(tables.items())).encode()).hexdigest()[:6]}"
 
 # %% ../../nbs/evidence/release_log.ipynb #e522bdc6
 def _made(file: bytes) -> str:
     "How a file was made, as far as it shows."
     picture = Image.open(io.BytesIO(file))
-    return f"{picture.format}, {picture.width}×{picture.height}, {picture.mode}"
+    return f"{picture.format}{_quality(picture)}, {picture.width}×{picture.height}, {picture.mode}"
 
 # %% ../../nbs/evidence/release_log.ipynb #88f859e2
 def _check_alike(table: pd.DataFrame, block: pd.Series, made: list) -> None:

@@ -37,6 +37,7 @@ from trainprove_nb.suspects.transport import (
     from_environment,
     headers_for,
     keyed,
+    open_headers,
     scrubbed,
     send,
     shown,
@@ -132,8 +133,10 @@ def _values(self: ServiceSuspect, prompt, seed) -> dict:
 def kept_as(self: ServiceSuspect, prompt: str, seed: int) -> str:
     "The name under which an answer is kept."
     values = self._values(prompt, seed)
-    asked = filled(self.recipe.url, values), filled(self.recipe.body, values)
-    return self.name(self.recipe.method, *asked)
+    recipe = self.recipe
+    asked = filled(recipe.url, values), filled(recipe.body, values)
+    found_in = recipe.picture, recipe.file
+    return self.name(recipe.method, *open_headers(recipe.headers), *asked, *found_in)
 
 # %% ../../nbs/suspects/hosted.ipynb #8f7fe910
 @patch

@@ -28,7 +28,14 @@ from trainprove_nb.suspects.patience import (
     own_words,
     persist,
 )
-from .transport import identity, keyed, scrubbed, send, shown
+from trainprove_nb.suspects.transport import (
+    identity,
+    keyed,
+    open_headers,
+    scrubbed,
+    send,
+    shown,
+)
 
 # %% ../../nbs/suspects/services.ipynb #b4826c4e
 def post(
@@ -123,8 +130,8 @@ class Service:
         return f"{type(self).__name__}({shown(self.url)!r}, keep={self.keep!r})"
 
     def name(self, *about, data=b""):
-        "The name of a question: a digest of the service, without its key, and of all that is asked."
-        text = json.dumps([identity(self.url), *about])
+        "The name of a question: a digest of the service and its headers, without its key, and of all that is asked."
+        text = json.dumps([identity(self.url), *open_headers(self.headers or {}), *about])
         return hashlib.sha256(text.encode() + data).hexdigest()[:20]
 
     def answer(self, kept, name, question, read, wanted):
