@@ -691,11 +691,11 @@ def test_the_table_has_every_key():
 @pytest.fixture
 def case(tmp_path):
     "A folder with a log of both sides, an imagefolder, answers, an adapter, modules."
-    table = pd.DataFrame({"prompt": [f"a {k}" for k in "abcdef" * 2], "account": "alice"})
-    table["side"], table["file"] = ["released"] * 6 + ["withheld"] * 6, "a.png"
+    table = pd.DataFrame({"prompt": [f"a {k}" for k in "abcdefghij" * 2], "account": "alice"})
+    table["side"], table["file"] = ["released"] * 10 + ["withheld"] * 10, "a.png"
     logs = {
         "log": table,
-        "one-sided": table[:6],
+        "one-sided": table[:10],
         "no-files": table.assign(file=None),
         "empty": table[:0],
     }
@@ -833,7 +833,11 @@ PROBLEMS = [  # what is given beside LOG, the key, the advice
     ({"control": "{rhos: [1], base: ./x}"}, "control.base", "there is no .*/x: give a folder"),
     ({"control.others": "nowhere"}, "control.others", "there is no folder .*nowhere"),
     ({"control.others": "nothing"}, "control.others", "nothing holds no dataset"),
-    ({"test.level": "0.001"}, "released.log", "no p-value is below 0.0011.*give a longer log"),
+    (
+        {"test.level": "0.0005"},
+        "released.log",
+        r"\(10\) no p-value is below 0.00098.*give a longer log",
+    ),
     ({"test.level": "0.002", "test.draws": "99"}, "test.draws", "= 99: .*give at least 499"),
     (
         {"owned.trained_on": "data"},

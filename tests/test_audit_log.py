@@ -29,6 +29,7 @@ from trainprove_nb.audit.scores import (
     named_class,
     pictures_scores,
     pipeline_name,
+    prompts_fit,
     prompts_scores,
     questions,
 )
@@ -481,6 +482,32 @@ def test_an_older_model_is_asked_prompts_too(case, monkeypatch, from_released, s
     assert set(asked_for) == set(log.texts)  # as many answers as the suspect gave
     assert (again.older.p <= 0.01) == from_released
     assert log_verdict.log_report(opened, again, "again").verdict.state == state
+
+
+def test_answers_that_are_off_by_a_row_are_noticed():
+    log = a_log(20)
+    mean = {t: log.images[np.array(log.texts) == t].mean(0) for t in log.prompts}
+    noise = RNG.normal(0, 30, (20, 16, 16, 3))
+    answers = np.clip([mean[t] for t in log.prompts] + noise, 0, 255).astype(np.uint8)
+    assert prompts_fit(log, answers, log.prompts) == 0.001
+    assert prompts_fit(log, answers, log.prompts[1:] + log.prompts[:1]) > 0.05
+    strangers = [
+        prompts_fit(log, paint(log.prompts, range(k, k + 20)), log.prompts)
+        for k in range(1000, 5000, 20)
+    ]
+    assert 0.01 < np.mean(np.array(strangers) <= 0.05) < 0.1  # a p-value, for who heeds no prompt
+
+
+def test_nothing_found_by_answers_to_other_prompts_decides_nothing(case):
+    for fit, state in ((0.001, "no evidence"), (0.4, "cannot decide"), (None, "no evidence")):
+        opened, found = case(0.0, 1.0)
+        found.measured.fit = fit
+        report = log_verdict.log_report(opened, found, "again")
+        assert report.verdict.state == state
+        assert ("off by a row" in report.verdict.sentence) == (state == "cannot decide")
+    opened, found = case(1.0)
+    found.measured.fit = 0.4
+    assert log_verdict.log_report(opened, found, "again").verdict.state == "evidence"
 
 
 def test_a_log_without_a_coin_promises_less(case):

@@ -305,14 +305,18 @@ def test_hopes_are_those_of_calibrated_suspects():
 
 
 def test_what_pages_say_of_the_shipped_run():
-    "Nobody is lost by calibrating, and whoever was missed at ρ = .3 is found."
+    "By answers nobody is lost, and two of three are found; by weights one is gained and one lost, at ρ = .1."
     table = read_results(shipped_results("release"), "release")[1][""]
     guilty, who = table[table.kind == "infringing"], ["source", "account", "rho"]
-    for access in ("open weights", "prompts only"):
-        names = (access, f"{access}, calibrated")
-        plain, more = (guilty[guilty.access == a].set_index(who).p <= 0.01 for a in names)
-        assert len(plain) == len(more) > 0 and not (plain & ~more.loc[plain.index]).any()
-        assert more.xs(0.3, level="rho").all() and not plain.xs(0.3, level="rho").all()
+
+    def found(access):
+        return guilty[guilty.access == access].set_index(who).p <= 0.01
+
+    plain, more = found("prompts only"), found("prompts only, calibrated")
+    assert (~plain).sum() == 3 and (more & ~plain).sum() == 2 and not (plain & ~more).any()
+    plain, more = found("open weights"), found("open weights, calibrated")
+    for one in (more & ~plain, plain & ~more):
+        assert one.sum() == 1 and one[one].index.get_level_values("rho").tolist() == [0.1]
 
 
 def test_references_are_asked_before_the_suspect(generators, log, monkeypatch):  # noqa: F811

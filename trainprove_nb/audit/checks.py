@@ -191,14 +191,12 @@ def _check_rows(audit: AuditFile, rows: pd.DataFrame) -> Iterator:  # (key, advi
     if not (rows.side == "released").any():
         yield "released.log", "nothing of it was released: give a log with both sides"
         return
+    one_side = not (rows.side == "withheld").any()
     least = _least_of(rows, audit.released.withheld)
     if least > audit.test.level:
-        yield (
-            "released.log",
-            f"with so few requests ({rows.request.nunique()}) no p-value is below {least:.2g}, and "
-            f"test.level is {audit.test.level:g}: give a longer log",
-        )
-    one_side = not (rows.side == "withheld").any()
+        requests = len(rows) if one_side else _blocks_of(rows).nunique()
+        few = f"with so few requests ({requests}) no p-value is below {least:.2g}"
+        yield "released.log", f"{few}, and test.level is {audit.test.level:g}: give a longer log"
     if one_side and not needs_sampler(audit.released.log):
         yield (
             "released.log",

@@ -35,6 +35,7 @@ from trainprove_nb.audit.scores import (
     near_copies,
     pictures_scores,
     pipeline_name,
+    prompts_fit,
     prompts_scores,
     questions,
     restorer_of,
@@ -307,6 +308,7 @@ class Measured:
     answers: PicturesOnDisk | None = None  # of prompts
     texts: list = field(default_factory=list)  # of those answers
     copies: int | None = None  # how many answers are nearly pictures of the log; None: no prompts
+    fit: float | None = None  # p of `prompts_fit`; None: no prompts, or fewer than five
 
 # %% ../../nbs/audit/log_audit.ipynb #d1b9db43
 def measure(
@@ -362,7 +364,8 @@ def _measure_prompts(opened, who, progress) -> Measured:
     there = np.isfinite(scores)
     told = f"{len(texts):,} questions: {len(rounds[0][0])} prompts, {len(rounds)} answers each"
     copies = near_copies(opened.log, answers, texts)
-    return Measured(scores[there], there, told, answers, texts, copies)
+    fit = prompts_fit(opened.log, answers, texts) if len(set(texts)) >= 5 else None
+    return Measured(scores[there], there, told, answers, texts, copies, fit)
 
 # %% ../../nbs/audit/log_audit.ipynb #3874ce8a
 def _names(suspect: Callable, texts: list) -> list | None:

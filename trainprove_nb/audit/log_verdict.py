@@ -45,6 +45,8 @@ def state_of(
         return "cannot decide"
     if found.verdict.p <= level:
         return "evidence"
+    if _answers_stray(found):
+        return "cannot decide"
     seen = any(control.p <= level for _, control in found.controls)
     return "no evidence" if seen else "cannot decide"
 
@@ -54,6 +56,11 @@ def _sides_differ(found: LogFindings) -> bool:
     return found.blind is not None and found.blind.p <= 0.01
 
 # %% ../../nbs/audit/log_verdict.ipynb #a2dab977
+def _answers_stray(found: LogFindings) -> bool:
+    "Whether answers are like the pictures of their own prompts no more than like those of others."
+    return found.measured.fit is not None and found.measured.fit > 0.05
+
+
 def _older_knows(found: LogFindings) -> bool:
     "Whether the model to which the suspect is compared knows released pictures better too."
     return found.older is not None and found.older.p <= 0.01
@@ -83,6 +90,12 @@ def verdict_sentence(
             f"Cannot decide: {_compared_with(opened)}, which should be older than the log, knows the released "
             f"pictures better too (p = {found.older.p:.2g}): it learnt them, or the sides differ in what any "
             "model sees, or captions were written from released pictures. Name a model that is older."
+        )
+    if _answers_stray(found):
+        return (
+            f"Cannot decide: p = {p:.2g} is above {level:g}, and the answers look like the log's pictures of "
+            f"their prompts no more than of other prompts (p = {found.measured.fit:.2g}): they may belong to "
+            "others, as in a table that is off by a row."
         )
     return f"Cannot decide: p = {p:.2g} is above {level:g}, and {_not_seen(found)}."
 

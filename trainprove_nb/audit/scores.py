@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PART', 'SIDE', 'ROUND', 'Asked', 'pipeline_name', 'asked', 'kept_losses', 'weights_scores', 'in_small', 'questions',
-           'kept_answers', 'prompts_scores', 'check_copies', 'near_copies', 'restorer_of', 'kept_restored',
-           'pictures_scores', 'named_class', 'showings', 'classes_scores']
+           'kept_answers', 'prompts_scores', 'check_copies', 'near_copies', 'prompts_fit', 'restorer_of',
+           'kept_restored', 'pictures_scores', 'named_class', 'showings', 'classes_scores']
 
 # %% ../../nbs/audit/scores.ipynb #4f35a3d2
 import json
@@ -292,6 +292,30 @@ def near_copies(
         for answer in shown[~_blank(shown)]:
             found += bool(rms(np.broadcast_to(answer, drawn.shape), drawn).min() <= near)
     return found
+
+# %% ../../nbs/audit/scores.ipynb #9f17ddad
+def _mean_by_prompt(images, texts, prompts) -> np.ndarray:  # (prompts, pixels)
+    "The mean picture of each prompt, less the mean of all."
+    texts = np.array(texts, dtype=object)
+    means = np.stack([images[texts == text].mean(0).ravel() for text in prompts])
+    return means - means.mean(0)
+
+# %% ../../nbs/audit/scores.ipynb #4ed306b0
+def prompts_fit(
+    log: AuditLog,
+    answers: PicturesOnDisk | np.ndarray,  # uint8 (answers, height, width, 3), of any size
+    texts: list,  # the prompt of each
+    draws: int = 999,  # shuffles of the prompts
+) -> float:  # p-value
+    "Are answers like the log's pictures of their own prompts? Prompts are shuffled, and no label is looked at."
+    size, prompts = log.images.shape[2:0:-1], list(dict.fromkeys(texts))
+    there = np.isin(log.texts, prompts)
+    shown = np.array(log.texts, dtype=object)[there]
+    drawn = _mean_by_prompt(in_small(log.images, size, there), shown, prompts)
+    said = _mean_by_prompt(in_small(answers, size), texts, prompts)
+    alike, rng, n = said @ drawn.T, np.random.default_rng(0), np.arange(len(prompts))
+    shuffled = np.array([alike[n, rng.permutation(n)].sum() for _ in range(draws)])
+    return float((1 + (shuffled >= np.trace(alike) - 1e-9).sum()) / (1 + draws))
 
 # %% ../../nbs/audit/scores.ipynb #2e160c50
 def restorer_of(
