@@ -58,6 +58,13 @@ def labelled():
     return pixels(ds), np.repeat(np.arange(3), 8)
 
 
+@pytest.fixture(scope="session")
+def made_before(tmp_path_factory):
+    "A folder where labs of all workers find what others have made."
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made"
+
+
 def copy_of(root, *names, skip=()):
     "Copy folders and files of the repository to `root`."
     for name in names:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import subprocess
 import sys
 from base64 import b64decode
@@ -202,21 +203,41 @@ def forked(log, work, *args):
     return text
 
 
-def run_as_nbdev(root, path):
+def share_artifacts(folder):
+    "Let every lab of this process take what another made of the same recipe from a folder, or leave it there."
+    from trainprove_nb.lab.store import Store
+
+    common, write = Store(folder), Store._write
+    of_the_lab = shutil.ignore_patterns("recipe.json", "manifest.json")
+
+    def written(store, recipe, path, make, scratch):
+        def taken(into, _):
+            shutil.copytree(common.get(recipe, make), into, dirs_exist_ok=True, ignore=of_the_lab)
+
+        write(store, recipe, path, make if store.root == common.root else taken, scratch)
+
+    Store._write = written
+
+
+def run_as_nbdev(root, path, made=None):
     "Run a notebook as nbdev does; here, since what a new process works on it imports first."
     os.chdir(root)
+    if made:
+        share_artifacts(made)
     from nbdev.test import nbdev_test
 
     nbdev_test.__wrapped__(path, n_workers=0)
 
 
-def play(path, cwd, parameters):
+def play(path, cwd, parameters, made=None):
     "Run a notebook's cells in this process, its parameters set as papermill sets them, and leave it in the folder."
     from execnb.shell import CaptureShell
     from papermill.iorw import load_notebook_node
     from papermill.parameterize import parameterize_notebook
 
     os.chdir(cwd)
+    if made:
+        share_artifacts(made)
     pd.set_option("display.width", 80, "display.max_columns", 20)  # as pandas does in Jupyter
     shell = CaptureShell(cwd)
     kernel = {"kernel_name": "python3", "language": "python"}
@@ -230,9 +251,9 @@ def play(path, cwd, parameters):
     nbformat.write(notebook, Path(cwd) / Path(path).name)
 
 
-def played(path, cwd, **parameters):
+def played(path, cwd, made=None, **parameters):
     "Run a notebook with some parameters in a folder, without papermill's wait for a new kernel."
-    forked(Path(cwd) / f"{Path(path).stem}.log", play, str(path), str(cwd), parameters)
+    forked(Path(cwd) / f"{Path(path).stem}.log", play, str(path), str(cwd), parameters, made)
 
 
 GUARD = """

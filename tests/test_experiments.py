@@ -270,12 +270,12 @@ SHORTER = {  # what takes minutes
 
 
 @pytest.fixture(scope="module")
-def results(figure):
+def results(figure, made_before):
     "The other experiments, beside Figure 6 and on its models; then the claims."
     for name in (*EXPERIMENTS, *ORIGINS, "claims"):
         sources = {"sources": ["mini-v1-avatars"]} if name in EXPERIMENTS else {}
         settings = {"scale": "smoke", **sources, **SHORTER.get(name, {})}
-        played(NBS / f"experiments/{name}.ipynb", figure, **settings)
+        played(NBS / f"experiments/{name}.ipynb", figure, made_before, **settings)
     return figure
 
 
