@@ -857,7 +857,7 @@ ANSWERS = {
     "names that are missing": (
         write("names.csv", "file_name,label\n000000.png,cat\n"),
         NAMED,
-        "no answer to 000001.png .23 of 24",
+        "answers to 1 pictures, and the log has 24: collect one to each",
     ),
     "names twice": (
         write("names.csv", "file_name,label\n" + "000000.png,cat\n" * 2),

@@ -150,10 +150,9 @@ def _check_others(audit: AuditFile) -> Iterator:  # (key, advice)
 # %% ../../nbs/audit/checks.ipynb #d74d292a
 def _prompts_in(folder: Path) -> list:
     "The prompts of released pictures, in whichever form these are."
-    try:
+    if any(folder.rglob("metadata.csv")) and not (folder / "metadata.jsonl").exists():
         return [text for _, text in collected_answers(folder)]
-    except FileNotFoundError:  # no table: a saved dataset, or parquet
-        return [row["text"] for row in _any_form(folder)]
+    return [row["text"] for row in _any_form(folder)]
 
 # %% ../../nbs/audit/checks.ipynb #317cc4c5
 def _log_rows(folder: str) -> pd.DataFrame:  # a row a picture: prompt, account, side, file

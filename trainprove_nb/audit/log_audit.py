@@ -429,7 +429,7 @@ def _by_its_weights(pipe) -> Asked:
     "A pipeline that is asked for no pictures of its own."
     return Asked(None, pipeline_name(pipe), pipe)
 
-
+# %% ../../nbs/audit/log_audit.ipynb #041e92c0
 def _by_pictures(opened, who, progress):
     reference = None if opened.reference is None else _by_its_weights(opened.reference)
     return pictures_scores(opened.store, who, opened.log, reference, progress)

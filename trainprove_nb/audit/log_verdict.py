@@ -60,7 +60,7 @@ def _answers_stray(found: LogFindings) -> bool:
     "Whether answers are like the pictures of their own prompts no more than like those of others."
     return found.measured.fit is not None and found.measured.fit > 0.05
 
-
+# %% ../../nbs/audit/log_verdict.ipynb #da3afb77
 def _older_knows(found: LogFindings) -> bool:
     "Whether the model to which the suspect is compared knows released pictures better too."
     return found.older is not None and found.older.p <= 0.01

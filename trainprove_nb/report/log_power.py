@@ -160,6 +160,14 @@ def accused(
     found = _counted(innocent.groupby(["kind", "access"], sort=False).p, level)
     return found.unstack("access", fill_value="")
 
+# %% ../../nbs/report/log_power.ipynb #1364a0e8
+def _mean_share(shares) -> Rate:
+    "The mean of shares with its interval, kept within 0 and 1; where all are alike, as for suspects counted."
+    if np.ptp(shares) == 0:
+        return proportion(shares.sum(), len(shares))
+    rate = mean_interval(shares)
+    return Rate(rate.value, max(rate.low, 0), min(rate.high, 1), rate.n)
+
 # %% ../../nbs/report/log_power.ipynb #d54e93ff
 def accused_by_logs(
     table: pd.DataFrame,  # of the release experiment
@@ -196,14 +204,6 @@ def false_alarms(
     shares = redrawn.groupby(who, sort=False).p.apply(lambda p: (p <= level).mean())
     rates = shares.groupby(["kind", "access"], sort=False).apply(_mean_share)
     return rates.unstack("access", fill_value=Rate(np.nan, np.nan, np.nan))
-
-# %% ../../nbs/report/log_power.ipynb #1364a0e8
-def _mean_share(shares) -> Rate:
-    "The mean of shares with its interval, kept within 0 and 1; where all are alike, as for suspects counted."
-    if np.ptp(shares) == 0:
-        return proportion(shares.sum(), len(shares))
-    rate = mean_interval(shares)
-    return Rate(rate.value, max(rate.low, 0), min(rate.high, 1), rate.n)
 
 # %% ../../nbs/report/log_power.ipynb #ffac64e8
 _SHADES = {
