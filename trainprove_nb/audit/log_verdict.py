@@ -80,24 +80,30 @@ def verdict_sentence(
             f"No evidence was found at level {level:g} (p = {p:.2g}) that the suspect was trained on "
             f"the released pictures; {_would_have(found, level)}."
         )
+    return f"Cannot decide: {_undecided(opened, found)}."
+
+# %% ../../nbs/audit/log_verdict.ipynb #afb56967
+def _undecided(opened, found) -> str:
+    "Why nothing can be decided."
+    level, p = opened.audit.test.level, found.verdict.p
     if _sides_differ(found):
         return (
-            "Cannot decide: released and withheld pictures can be told apart without any suspect "
-            f"(p = {found.blind.p:.2g}), so that the test would find a difference in any case."
+            "released and withheld pictures can be told apart without any suspect "
+            f"(p = {found.blind.p:.2g}), so that the test would find a difference in any case"
         )
     if _older_knows(found):
         return (
-            f"Cannot decide: {_compared_with(opened)}, which should be older than the log, knows the released "
+            f"{_compared_with(opened)}, which should be older than the log, knows the released "
             f"pictures better too (p = {found.older.p:.2g}): it learnt them, or the sides differ in what any "
-            "model sees, or captions were written from released pictures. Name a model that is older."
+            "model sees, or captions were written from released pictures; name a model that is older"
         )
     if _answers_stray(found):
         return (
-            f"Cannot decide: p = {p:.2g} is above {level:g}, and the answers look like the log's pictures of "
+            f"p = {p:.2g} is above {level:g}, and the answers look like the log's pictures of "
             f"their prompts no more than of other prompts (p = {found.measured.fit:.2g}): they may belong to "
-            "others, as in a table that is off by a row."
+            "others, as in a table that is off by a row"
         )
-    return f"Cannot decide: p = {p:.2g} is above {level:g}, and {_not_seen(found)}."
+    return f"p = {p:.2g} is above {level:g}, and {_not_seen(found)}"
 
 # %% ../../nbs/audit/log_verdict.ipynb #c2323420
 def _whose(opened) -> str:
