@@ -732,6 +732,15 @@ def test_a_good_file_has_no_problems(case, access):
     assert check_file(audit_of(case, "suspect: {model: mini-v2}", **without)) == []
 
 
+def test_a_table_of_another_form_is_no_problem(case):
+    "The run reads it, too."
+    (case / "data/metadata.jsonl").unlink()
+    rows = "".join(f"{k}.png,{k}\n" for k in "abcdef")
+    (case / "data/metadata.csv").write_text(f"file_name,text\n{rows}")
+    owned = {"owned.model": "mini-v1", "released.log": "data"}
+    assert check_file(audit_of(case, LOG, **owned)) == []
+
+
 PROBLEMS = [  # what is given beside LOG, the key, the advice
     ({"released.key": "mine.py"}, "released.key", "give released.commitment too"),
     (

@@ -484,6 +484,43 @@ def test_an_older_model_is_asked_prompts_too(case, monkeypatch, from_released, s
     assert log_verdict.log_report(opened, again, "again").verdict.state == state
 
 
+def test_a_placebo_that_accuses_too_rarely_is_no_alarm(case):
+    opened, found = case(1.0)
+    for placebo, passed in ((np.ones(200), True), (np.full(200, 0.01), False)):
+        report = log_verdict.log_report(opened, replace(found, placebo=placebo), "again")
+        (part,) = [part for part in report.controls if part.name == "Placebo"]
+        assert part.passed == passed
+
+
+def test_pairs_are_no_reason_to_ask_more(case):
+    opened, found = case(1.0)
+    assert log_verdict.strongest_pairs(opened, found)
+
+    def asked_again(*question):
+        raise AssertionError("asked beyond the budget")
+
+    opened = replace(opened, suspect=Asked(asked_again, {}))
+    found.measured.answers = None  # by a score of one's own
+    assert log_verdict.strongest_pairs(opened, found) == []
+
+
+@pytest.mark.parametrize("access", ["weights", "pictures", "prompts"])
+def test_every_way_to_ask_a_generator_has_controls(case, monkeypatch, access):
+    opened, found = case(1.0)
+    control = opened.audit.control.model_copy(update={"rhos": [1.0, 0.5]})
+    opened = replace(
+        opened, access=access, audit=opened.audit.model_copy(update={"control": control})
+    )
+    monkeypatch.setattr(log_audit, "_control_base", lambda opened: "mini-v1")
+    monkeypatch.setattr(log_audit, "_control_generator", lambda opened, base, how, rho: rho)
+    monkeypatch.setattr(
+        log_audit, "_control_verdict", lambda opened, made, progress: f"asked {made}"
+    )
+    assert log_audit.run_controls(opened) == [(1.0, "asked 1.0"), (0.5, "asked 0.5")]
+    monkeypatch.setattr(log_audit, "_control_base", lambda opened: None)
+    assert log_audit.run_controls(opened) == []
+
+
 def test_answers_that_are_off_by_a_row_are_noticed():
     log = a_log(20)
     mean = {t: log.images[np.array(log.texts) == t].mean(0) for t in log.prompts}

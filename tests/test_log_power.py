@@ -67,3 +67,13 @@ def test_the_figure_has_a_line_an_access_and_its_text_every_number():
         assert np.array_equal(drawn, wanted, equal_nan=True)
         for value in set(wanted) - {np.nan}:
             assert np.isnan(value) or f"{value:.2f} at" in power_alt(table)
+
+
+def test_what_the_page_of_classifiers_says_of_who_gets_away():
+    rates = power(
+        read_results(shipped_results("release_classifiers"), "release_classifiers")[1][""]
+    )
+    found = rates.map(lambda rate: rate.value)
+    assert found[0.3].max() <= 2 / 3 + 1e-9  # "a third or more are missed"
+    assert found.loc[[access for access in found.index if "label" in access], 0.3].max() <= 0.25
+    assert found.loc[["one label", "one label, calibrated"], 1.0].max() < 1

@@ -1143,6 +1143,20 @@ def test_nobody_outside_sends_us_inside():
 SECRET = "sk-a/b+c 1"
 
 
+def test_a_recipe_that_was_corrected_gets_new_answers(monkeypatch):
+    "Whatever tells where the picture is, or which model is meant, is part of an answer's name; a key is not."
+    monkeypatch.setenv("MY_KEY", "k")
+    plain = dict(url="https://x.example/draw", body={"text": "{prompt}"}, picture="a")
+    same = {**plain, "headers": {"X-Key": "$MY_KEY"}}
+    others = [{"picture": "b"}, {"file": "https://x.example/{name}"}, {"headers": {"X-Model": "m"}}]
+    names = [
+        ServiceSuspect(Recipe(**{**plain, **change})).kept_as("a fox", 1)
+        for change in [{}, *others]
+    ]
+    assert len(set(names)) == 4
+    assert ServiceSuspect(Recipe(**same)).kept_as("a fox", 1) == names[0]
+
+
 def test_a_key_is_told_nobody(service, tmp_path, monkeypatch):
     "Not by a message, a name of a file or a picture of the suspect; and it is sent."
     url, replies, asked = service
