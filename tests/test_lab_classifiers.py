@@ -29,7 +29,7 @@ from trainprove_nb.lab.classifier_scales import (
 from trainprove_nb.lab.classifier_trials import classifier_trials, quality
 from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.makers import check_recipe
-from trainprove_nb.lab.naming_trials import NamedPool, NamingPlan
+from trainprove_nb.lab.naming_trials import NamedPool, NamingPlan, _redrawn_each
 from trainprove_nb.lab.styles import STYLES
 from trainprove_nb.lab.trials import Trial
 from trainprove_nb.models.classifiers import ARCHITECTURES
@@ -422,8 +422,10 @@ NAMING = NamingPlan(ClassifierRecipes(classifier_scale("mini")))
 
 def seeds_of(pictures):
     "The seeds of drawn pictures; of real ones, none."
+    if "role" not in pictures:
+        return set()
     n = pictures["n"] * len(pictures["classes"])
-    return {(*pictures["role"], k) for k in range(n)} if "role" in pictures else set()
+    return {(*pictures["role"], k) for k in range(n)}
 
 
 def test_both_sides_of_a_log_have_the_same_prompts_and_other_pictures():
@@ -444,6 +446,8 @@ def test_only_infringers_learn_what_was_released(generator):
         "disjoint data",
         "same source",
         "another's data",
+        "same data",
+        "another style",
     }
     for trial in trials:
         learnt = trial.model["pairs"]
@@ -484,6 +488,31 @@ def test_renamed_pictures_have_the_classes_that_were_said():
     renamed = {"kind": "renamed", "pairs": real, "said": {"versions": 1}}
     found, labels = Lab.labelled(lab, renamed)
     assert found is images and labels.tolist() == [1, 0, 2], "by the pictures as they are"
+
+
+def test_pictures_in_another_style_keep_their_classes():
+    truth, negatives = np.array([0, 1, 2]), np.full((3, 2, 2, 3), 255, np.uint8)
+    real = {"kind": "labelled"}
+    lab = SimpleNamespace(pictures=lambda recipe: negatives)
+    lab.labelled = lambda recipe: (np.zeros_like(negatives), truth) if recipe is real else None
+    images, labels = Lab.labelled(lab, {"kind": "styled", "pairs": real, "style": "negatives"})
+    assert images is negatives and labels is truth
+
+
+def test_only_of_the_package_s_generators_it_is_known_what_they_learnt(tmp_path):
+    shutil.copytree(model_path("mini-v1"), tmp_path / "theirs")
+    scale = classifier_scale("mini", {"generators": ["mini-v1", str(tmp_path / "theirs")]})
+    plan = NamingPlan(ClassifierRecipes(scale))
+    kinds = [{t.kind for t in plan.trials(g)} for g in plan.recipes.generators]
+    assert kinds[0] - kinds[1] == {"same data"} and not kinds[1] - kinds[0]
+    (known,) = [t for t in plan.trials("mini-v1") if t.kind == "same data"]
+    assert known.model["pairs"]["parts"][0]["split"] == "pretrain"
+
+
+def test_each_kind_of_innocents_has_its_redrawn_logs():
+    trials = NAMING.trials("mini-v2")
+    each = _redrawn_each(trials, 110)
+    assert each == {"infringing": 19, **dict.fromkeys({t.kind for t in trials[6:]}, 110)}
 
 
 def test_students_stand_beside_their_teachers():

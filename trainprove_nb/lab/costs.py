@@ -17,6 +17,12 @@ from fastcore.basics import patch
 
 from .store import recipe_name
 
+# %% ../../nbs/lab/costs.ipynb #37d61976
+def _classes(pictures):
+    "Of how many classes labelled pictures are, in whatever style."
+    return _classes(pictures["pairs"]) if pictures["kind"] == "styled" else len(pictures["classes"])
+
+
 # %% ../../nbs/lab/costs.ipynb #16e4b29b
 def pictures_of(
     recipe: dict,  # of pairs, pictures or answers
@@ -41,7 +47,7 @@ def pictures_of(
             return recipe["n"] * len(recipe["classes"])
         case "portion":
             each = zip(recipe["parts"], recipe["n"], strict=True)
-            return sum(n * len(part["classes"]) for part, n in each)
+            return sum(n * _classes(part) for part, n in each)
     return 0
 
 # %% ../../nbs/lab/costs.ipynb #d90c3bc4

@@ -157,12 +157,14 @@ def labelled(
     """Pictures with their classes.
 
     Of a `portion` a part of each class, from each of its origins; of `renamed` ones the classes that
-    a classifier said."""
+    a classifier said; of those in another style the classes that they had."""
     if recipe["kind"] == "labelled":
         return _decoded(self.path(recipe))
     if recipe["kind"] == "renamed":
         images, _ = self.labelled(recipe["pairs"])
         return images, self.array(recipe["said"])[0].argmax(-1)
+    if recipe["kind"] == "styled":
+        return self.pictures(recipe), self.labelled(recipe["pairs"])[1]
     images, labels = [], []
     for part, n, seed in zip(recipe["parts"], recipe["n"], recipe["seeds"], strict=True):
         x, y = self.labelled(part)

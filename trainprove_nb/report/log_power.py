@@ -211,6 +211,7 @@ _SHADES = {
     "same data": "C1",
     "same source": "C3",
     "other corpus": "C2",
+    "another style": "C6",
     "another's data": "C4",
     "another account": "C5",
 }
