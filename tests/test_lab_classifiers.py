@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -32,6 +33,7 @@ from trainprove_nb.lab.makers import check_recipe
 from trainprove_nb.lab.naming_trials import NamedPool, NamingPlan, _redrawn_each
 from trainprove_nb.lab.styles import STYLES
 from trainprove_nb.lab.trials import Trial
+from trainprove_nb.models.bundled import model_path
 from trainprove_nb.models.classifiers import ARCHITECTURES
 from trainprove_nb.models.pipelines import load_model, save_model
 from trainprove_nb.provenance.trainprove import WORDINGS, class_prompts

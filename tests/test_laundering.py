@@ -1,6 +1,7 @@
 "Trainings that break down or by LoRA, damaged checkpoints; ways to launder, and what is read from their trials."
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from trainprove_nb.data.pairs import pairs, pixels
 from trainprove_nb.evidence.denoising import denoising_score
 from trainprove_nb.evidence.matching import Differences, whitening
 from trainprove_nb.lab import laundering_trials as laundering_module
+from trainprove_nb.lab.costs import pictures_of
 from trainprove_nb.lab.engine import Lab
 from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
@@ -35,9 +37,10 @@ from trainprove_nb.lab.laundering_trials import (
     laundering_trials,
     washed_alike,
 )
-from trainprove_nb.lab.log_recipes import caption_answers, picture_losses, withheld
-from trainprove_nb.lab.log_trials import LogPlan
+from trainprove_nb.lab.log_recipes import caption_answers, log_captions, picture_losses, withheld
+from trainprove_nb.lab.log_trials import LogPlan, pool
 from trainprove_nb.lab.makers import KINDS, check_recipe
+from trainprove_nb.lab.overlap_trials import overlap_plan, overlap_stages
 from trainprove_nb.lab.size_trials import _doublings
 from trainprove_nb.lab.store import recipe_name
 from trainprove_nb.lab.trials import Trial
@@ -47,6 +50,7 @@ from trainprove_nb.report.laundered import (
     DOSES,
     LAUNDERING_CHECKS,
     _stages,
+    by_overlap,
     doses,
     doses_alt,
     doses_figure,
@@ -519,7 +523,7 @@ def test_gain_of_withheld_is_of_the_largest_parts_and_most_answers():
 
 
 def test_more_withheld_pictures_are_asked_about_for_parts_alone(tmp_path):
-    plan = asked(tmp_path, m=1, most_m=4, ways=["JPEG"], own=[])
+    plan = asked(tmp_path, m=1, most_m=4, ways=["JPEG"], own=[], overlaps=[1])
     stages = _stages(plan, plan.sources[0])
     shares = {recipe["shares"][0] for recipe in stages["logs"]}
     released = min(shares)
@@ -534,7 +538,7 @@ ASKED = dict(
     scale="smoke", knobs={}, sources=["mini-v1-avatars"], rhos=[0.3, 1], suspects=1, m=2, draws=99
 )
 ASKED |= {"own": [], "most_m": 4}
-ASKED |= dict.fromkeys(("ways", "repeats", "sizes", "parts"))
+ASKED |= dict.fromkeys(("ways", "repeats", "sizes", "parts", "overlaps"))
 
 
 def asked(folder, **changed):
@@ -546,6 +550,7 @@ def test_what_is_left_out_is_decided_by_the_scale(tmp_path):
     small, large = (asked(tmp_path, scale=scale).parameters for scale in ("smoke", "mini"))
     assert len(small["ways"]) == 4 and large["ways"] == list(WAYS)
     assert (small["repeats"], large["repeats"]) == (1, 5)
+    assert (small["overlaps"], large["overlaps"]) == ([0], [0, 0.5, 1])
     assert small["sizes"] == [20] and large["sizes"] == [50, 100, 250, 500]
     assert shuffles("smoke") < shuffles("mini") == 9999
 
@@ -561,11 +566,53 @@ def test_what_is_left_out_is_decided_by_the_scale(tmp_path):
         (dict(draws=9), "draws = 9"),
         (dict(repeats=-1), "repeats = -1"),
         (dict(parts=True), "parts = True"),
+        (dict(overlaps=[2]), "overlaps has 2"),
+        (dict(overlaps=0.5), "overlaps = 0.5"),
         (dict(suspects=0), "suspects = 0"),
     ],
 )
 def test_what_cannot_be_asked(tmp_path, changed, says):
     refused(lambda: asked(tmp_path, **changed), re.escape(says), "give|choose")
+
+
+def test_other_prompts_are_asked_about_as_many_questions(recipes, source):
+    usual = LogPlan(recipes, accounts=2, repeats=5, restored=0, least_asked=1)
+    same = overlap_plan(usual, source, 1)
+    assert same.recipes.scale == recipes.scale and replace(same, recipes=recipes) == usual
+    for share in (0, 0.5):
+        plan = overlap_plan(usual, source, share)
+        captions = log_captions(plan.recipes, source)
+        asked = plan.repeats * pictures_of(captions)
+        assert asked == pytest.approx(750, abs=pictures_of(captions) / 2)
+        kept = [r for r in pool(plan, source) if r["role"][0] == "withheld from suspect"]
+        for drawn in (*kept, plan.recipes.generated(source, 0)):
+            sets = [c for c, n in zip(drawn["prompts"], drawn["shares"], strict=True) if n]
+            parts = captions.get("parts", [captions])
+            assert sets == parts, "what is drawn is what is asked"
+    assert overlap_plan(replace(usual, repeats=0), source, 0).repeats == 0
+    assert overlap_plan(replace(usual, repeats=1), source, 0).repeats == 1
+
+
+def test_infringers_of_each_overlap_learnt_their_own_log(recipes, source):
+    usual = LogPlan(recipes, accounts=2, repeats=1, restored=0, least_asked=1)
+    known, unseen = overlap_stages(usual, source, [1, 0])
+    assert known["source"] == unseen["source"]
+    for stages in (known, unseen):
+        learnt = [m["pairs"] for m in stages["suspects"] if m["pairs"].get("rho")]
+        assert learnt and all(pairs["generated"] in stages["logs"] for pairs in learnt)
+    assert not [log for log in known["logs"] if log in unseen["logs"]]
+
+
+def test_by_overlap_counts_infringers_before_their_own_logs():
+    def row(overlap, kind, z, p):
+        return dict(overlap=overlap, access="prompts only", rho=1.0, kind=kind, z=z, p=p)
+
+    rows = [
+        *(row(0.0, "infringing", z, p) for z, p in ((3.0, 0.001), (1.0, 0.2))),
+        *(row(1.0, kind, 5.0, 0.001) for kind in ("infringing", "another account")),
+    ]
+    told = by_overlap(pd.DataFrame(rows))
+    assert told["prompts only", 1.0].to_dict() == {0.0: "z = 2.0, 1 of 2", 1.0: "z = 5.0, 1 of 1"}
 
 
 def test_both_sides_are_washed_alike(recipes, source):

@@ -22,7 +22,6 @@ def _classes(pictures):
     "Of how many classes labelled pictures are, in whatever style."
     return _classes(pictures["pairs"]) if pictures["kind"] == "styled" else len(pictures["classes"])
 
-
 # %% ../../nbs/lab/costs.ipynb #16e4b29b
 def pictures_of(
     recipe: dict,  # of pairs, pictures or answers

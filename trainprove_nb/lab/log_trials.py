@@ -22,6 +22,7 @@ from .generator_recipes import INNOCENTS, GeneratorRecipes, Source
 from .laundering import base_of
 from trainprove_nb.lab.log_recipes import (
     caption_answers,
+    log_captions,
     own_model,
     picture_losses,
     picture_restored,
@@ -178,7 +179,7 @@ class Pool:
         self.prompts = np.array([text for part in parts for text in part["text"]])
         self.part = np.concatenate([np.full(len(parts[i]), i) for i in sides])
         self.account, self.released = self.part // 2, self.part % 2 == 0
-        self.captions = list(lab.pairs(plan.recipes.train(source))["text"])
+        self.captions = list(lab.pairs(log_captions(plan.recipes, source))["text"])
         self.places = places_of(self.prompts)
         self.found = None  # `Differences` of the pictures: found when they are first needed
         self.unit = None  # from `whitening`: likewise

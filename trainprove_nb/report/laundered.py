@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SIZES', 'MUCH', 'LITTLE', 'LAUNDERING_CHECKS', 'ASIDE', 'DOSES', 'measure_laundering', 'in_front', 'standing',
            'expected_power', 'survival', 'lost', 'other_scores', 'ways_figure', 'ways_alt', 'doses', 'doses_figure',
-           'doses_alt', 'share_found', 'sizes_figure', 'sizes_alt', 'gain_of_withheld', 'laundering_sentences']
+           'doses_alt', 'share_found', 'sizes_figure', 'sizes_alt', 'gain_of_withheld', 'by_overlap',
+           'laundering_sentences']
 
 # %% ../../nbs/report/laundered.ipynb #348df402
 from dataclasses import replace
@@ -15,7 +16,7 @@ import pandas as pd
 import seaborn as sns
 from scipy import stats
 
-from ..lab.knobs import Choice, Listing, count
+from ..lab.knobs import Choice, Listing, count, share
 from ..lab.laundering import WAYS
 from trainprove_nb.lab.laundering_trials import (
     laundering_stages,
@@ -23,17 +24,20 @@ from trainprove_nb.lab.laundering_trials import (
     measure_ways,
 )
 from ..lab.log_trials import LogPlan, Pool, log_stages
+from ..lab.overlap_trials import measure_overlaps, overlap_stages
 from ..lab.size_trials import measure_sizes, scores_by_effort
 from .figures import panel_row
-from .log_power import _joined, _shares
+from .log_power import _joined, _shares, stood
 from .plan import Plan
 from .rivals import _fine_tuned
 from .sentences import came_out, tally, told, where
 
 # %% ../../nbs/report/laundered.ipynb #994e2dc5
 SIZES = (50, 100, 250, 500)  # released pictures
-MUCH = dict(ways=list(WAYS), repeats=5, parts=20)
-LITTLE = dict(ways=["as it is", "JPEG", "LoRA, rank 4", "student"], repeats=1, parts=2)
+MUCH = dict(ways=list(WAYS), repeats=5, parts=20, overlaps=[0, 0.5, 1])
+LITTLE = dict(
+    ways=["as it is", "JPEG", "LoRA, rank 4", "student"], repeats=1, parts=2, overlaps=[0]
+)
 
 # %% ../../nbs/report/laundered.ipynb #98f2b8cd
 def _by_scale(name, allowed):
@@ -77,6 +81,7 @@ LAUNDERING_CHECKS = {  # for `plan_experiment`
     "repeats": _by_scale("repeats", count(0, 1000)),
     "sizes": _check_sizes,
     "parts": _by_scale("parts", count(1, 1000)),
+    "overlaps": _by_scale("overlaps", Listing(share())),
 }
 
 # %% ../../nbs/report/laundered.ipynb #f27416fe
@@ -106,18 +111,21 @@ def _stages(plan, source):
     "All stages of one source."
     ways, plain = _trials(plan, source)
     stages = laundering_stages(_log_plan(plan), source, ways)
-    return _joined([stages, log_stages(_sizes_plan(plan), source, plain)])
+    other_prompts = overlap_stages(_log_plan(plan), source, plan.parameters["overlaps"])
+    return _joined([stages, log_stages(_sizes_plan(plan), source, plain), *other_prompts])
 
 # %% ../../nbs/report/laundered.ipynb #1a590cc4
 def _measured(plan, source) -> dict:
     "The tables of one source."
-    asked, logs = plan.parameters, _sizes_plan(plan)
+    asked, usual, logs = plan.parameters, _log_plan(plan), _sizes_plan(plan)
     ways, plain = _trials(plan, source)
     there = Pool(plan.lab, logs, source)
     scored = scores_by_effort(plan.lab, logs, source, plain, there)
+    before, draws = (plan.lab, usual, source), asked["draws"]
     return {
-        "": measure_ways(plan.lab, _log_plan(plan), source, ways, asked["draws"]),
+        "": measure_ways(*before, ways, draws),
         "sizes": measure_sizes(there, scored, asked["sizes"], logs.m, asked["parts"]),
+        "overlaps": measure_overlaps(*before, asked["overlaps"], draws),
     }
 
 # %% ../../nbs/report/laundered.ipynb #987dc136
@@ -125,7 +133,7 @@ def measure_laundering(
     plan: Plan,  # of the laundering experiment
     jobs: int = 1,  # workers
     backend: str = "loky",  # a joblib backend
-) -> dict:  # tables: "" (a row a suspect, log and access), `sizes`
+) -> dict:  # tables: "" (a row a suspect, log and access), `sizes`, `overlaps`
     "Make the suspects of all ways, ask them, and put each before its logs."
     for source in plan.sources:
         for _ in plan.lab.build_stages(_stages(plan, source), jobs, backend):
@@ -168,10 +176,8 @@ def survival(
 ) -> pd.DataFrame:  # index: way; columns: (access, ρ); texts: "z = 8.1, 1 of 1"
     "Where infringers of each way stand, and how many are found."
     guilty = where(table, kind="infringing")
-    told_as = guilty.groupby(["way", "access", "rho"], sort=False).apply(
-        lambda rows: f"z = {rows.z.mean():.1f}, {tally(rows.p <= level)}", include_groups=False
-    )
-    return told_as.unstack(["access", "rho"]).reindex(list(dict.fromkeys(table.way))).fillna("")
+    found = stood(guilty.groupby(["way", "access", "rho"], sort=False), level)
+    return found.unstack(["access", "rho"]).reindex(list(dict.fromkeys(table.way))).fillna("")
 
 # %% ../../nbs/report/laundered.ipynb #04f75d9b
 def lost(
@@ -365,6 +371,16 @@ def gain_of_withheld(
     most_asked = largest.answers == largest.groupby("access").answers.transform("max")
     return largest[most_asked].pivot_table("z", ["access", "rho"], "m")
 
+# %% ../../nbs/report/laundered.ipynb #11027b17
+def by_overlap(
+    overlaps: pd.DataFrame,  # of the laundering experiment
+    level: float = 0.01,  # of the test
+) -> pd.DataFrame:  # index: overlap; columns: (access, ρ); texts: "z = 8.1, 2 of 2"
+    "Where infringers stand before their own logs, by the share of prompts that the source learnt."
+    guilty = where(overlaps, kind="infringing")
+    found = stood(guilty.groupby(["overlap", "access", "rho"], sort=False), level)
+    return found.unstack(["access", "rho"]).fillna("")
+
 # %% ../../nbs/report/laundered.ipynb #c2d98a53
 def _survival_point(table, access, rho):
     "Where one access still finds infringers of one ρ, and where it does not."
@@ -424,6 +440,20 @@ def _withheld_point(sizes):
         f"mean z before parts of {sizes.pictures.max()}: {stands}."
     )
 
+# %% ../../nbs/report/laundered.ipynb #95bf5a93
+def _overlap_point(overlaps):
+    "Where infringers stand, and how many innocents are accused, before logs of other prompts."
+    guilty, texts = where(overlaps, kind="infringing"), []
+    for (access, rho), rows in guilty.groupby(["access", "rho"], sort=False):
+        z = rows.groupby("overlap").z.mean()
+        shares = ", ".join(f"{told(value)} where {share:.0%} are" for share, value in z.items())
+        texts.append(f"{access}, ρ = {rho:g}: {shares}")
+    innocent = overlaps[overlaps.kind != "infringing"]
+    return (
+        f"**Prompts that the source learnt**: mean z {'; '.join(texts)}. Innocents before these logs: "
+        f"{tally(innocent.p <= 0.05)} tests at .05 or below."
+    )
+
 # %% ../../nbs/report/laundered.ipynb #bfa1fca5
 def laundering_sentences(tables: dict, parameters: dict):  # Markdown
     "What came out of the laundering experiment, as a list."
@@ -432,4 +462,5 @@ def laundering_sentences(tables: dict, parameters: dict):  # Markdown
     points += [_lora_point(table), _innocent_point(table)]
     sizes = in_front(tables["sizes"])
     points += [_sizes_point(sizes), _withheld_point(sizes)]
+    points.append(_overlap_point(in_front(tables["overlaps"])))
     return came_out(parameters, points)

@@ -15,9 +15,9 @@ from ..lab.knobs import count, share
 from ..lab.naming_trials import NamingPlan, measure_named_logs
 from .classifier_plan import ClassifierPlan
 from .figures import check_folder
-from .log_power import shuffles
+from .log_power import shuffles, stood
 from .plan import earlier_run
-from .sentences import tally
+
 
 # %% ../../nbs/report/naming_power.ipynb #8d6ccb75
 _NUMBERS = {
@@ -118,7 +118,5 @@ def handed_on(
     level: float = 0.01,  # of the test
 ) -> pd.DataFrame:  # index: access; columns: (whose log, who); texts: "z = 8.1, 6 of 6"
     "Where infringers and their students stand before the infringers' logs and others', and how many are found."
-    told = students.groupby(["access", "kind", "who"], sort=False).apply(
-        lambda rows: f"z = {rows.z.mean():.1f}, {tally(rows.p <= level)}", include_groups=False
-    )
-    return told.unstack(["kind", "who"])
+    found = stood(students.groupby(["access", "kind", "who"], sort=False), level)
+    return found.unstack(["kind", "who"])
