@@ -13,7 +13,7 @@ from helpers import refused
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from trainprove_nb.audit import log_audit, log_verdict
+from trainprove_nb.audit import log_audit, log_report, log_verdict
 from trainprove_nb.audit.command import audit as command
 from trainprove_nb.audit.controls import chance_to_find, control_pairs, found_interval
 from trainprove_nb.audit.log_audit import LogAudit, Measured, find_out
@@ -77,9 +77,10 @@ def case(tmp_path):
 
     def make(lead=0.0, control=None, level=0.05, scores=None, log=None):
         log = log or a_log()
+        account = ", account: alice" if log.account is None else ""
         (tmp_path / "log").mkdir(exist_ok=True)
         (tmp_path / "audit.yaml").write_text(
-            "released: {log: log, account: alice}\nsuspect: {model: mini-v2, access: prompts}\n"
+            f"released: {{log: log{account}}}\nsuspect: {{model: mini-v2, access: prompts}}\n"
             f"test: {{level: {level}, draws: 999}}\n"
         )
         audit = read_audit(tmp_path / "audit.yaml")
@@ -401,7 +402,7 @@ def test_chances_and_intervals():
 )
 def test_the_verdict_is_chosen_by_the_numbers(case, lead, control, state):
     opened, found = case(lead, control)
-    report = log_verdict.log_report(opened, found, "again", "file")
+    report = log_report.log_report(opened, found, "again", "file")
     assert report.verdict.state == state
     told = report.verdict.sentence
     assert {
@@ -414,13 +415,75 @@ def test_the_verdict_is_chosen_by_the_numbers(case, lead, control, state):
     assert [test.p for test in report.tests][0] == found.verdict.p
 
 
+def of_accounts(*names, withheld=None):
+    "A log of 40 requests, so many of each account in turn."
+    log = a_log()
+    account = np.repeat([names[k * len(names) // 40] for k in range(40)], 3).astype(object)
+    if withheld is not None:
+        account[~log.released] = withheld
+    return replace(log, account=account.astype(str))
+
+
+def test_one_guilty_account_of_many_is_found_and_named(case):
+    log = of_accounts(*(f"c{k}" for k in range(8)))
+    scores = np.random.default_rng(2).normal(size=120)
+    scores += 4 * (log.released & (log.account == "c5"))
+    scores -= 0.25 * log.released * (log.account != "c5")
+    opened, found = case(scores=scores, log=log)
+    assert found.accounts.whole.p > 0.05 >= found.verdict.p, "among all others it hardly shows"
+    report = log_report.log_report(opened, found, "again")
+    assert report.verdict.state == "evidence"
+    assert "trained on pictures released to c5: it knows" in report.verdict.sentence
+    assert "in the whole log or of one of its 8 accounts" in report.verdict.sentence
+    (part,) = [part for part in report.tests if part.name == "Accounts"]
+    assert "Of 8 accounts: c5 (p = " in part.sentence and part.picture
+    assert "by itself p = " in report.tests[0].sentence
+    (gamma,) = [part for part in report.tests if part.name == "Sensitivity"]
+    assert gamma.sentence.startswith("Of the whole log")
+
+
+def test_several_guilty_accounts_are_named_and_nobody_is_where_only_the_log_leads(case):
+    log = of_accounts(*(f"c{k}" for k in range(5)))
+    noise = np.random.default_rng(4).normal(size=120)
+    everyone = case(scores=noise + 3 * log.released, log=log)
+    told = log_report.log_report(*everyone, "again").verdict.sentence
+    assert "released to c" in told and "and 3 others: it knows" in told
+    little = case(scores=noise + 0.55 * log.released, log=log)
+    report = log_report.log_report(*little, "again")
+    assert little[1].verdict.p <= 0.05 < little[1].accounts.table.adjusted.min()
+    assert "trained on pictures of the log: it knows" in report.verdict.sentence
+    (part,) = [part for part in report.tests if part.name == "Accounts"]
+    assert "nobody's by themselves" in part.sentence
+
+
+def test_accounts_that_share_withheld_pictures_are_not_named_and_the_report_says_so(case):
+    opened, found = case(1.0, log=of_accounts("ann", "bob", withheld=""))
+    assert found.accounts is None
+    report = log_report.log_report(opened, found, "again")
+    assert report.verdict.state == "evidence" and "of the log" in report.verdict.sentence
+    (part,) = [part for part in report.tests if part.name == "Accounts"]
+    assert part.p is None and part.sentence.startswith("Not asked")
+
+
+def test_a_log_of_one_account_is_tested_as_it_was(case):
+    alone, plain = case(1.0, log=of_accounts("ann"))[1], case(1.0)[1]
+    assert alone.accounts is None and alone.verdict.z == plain.verdict.z
+
+
+def test_nothing_found_in_several_accounts_says_what_controls_cannot(case):
+    opened, found = case(0.0, control=1.0, log=of_accounts("ann", "bob"))
+    report = log_report.log_report(opened, found, "again")
+    assert report.verdict.state == "no evidence"
+    assert any("small account alone" in told for told in report.cannot_tell)
+
+
 def test_sides_that_differ_without_a_suspect_decide_nothing(case):
     log = a_log()
     images = log.images.copy()
     images[log.released] = images[log.released] // 2  # darker on one side
     opened, found = case(1.0, log=replace(log, images=images))
     assert found.verdict.p <= 0.001 and found.blind.p <= 0.01
-    report = log_verdict.log_report(opened, found, "again")
+    report = log_report.log_report(opened, found, "again")
     assert report.verdict.state == "cannot decide"
     assert "told apart without any suspect" in report.verdict.sentence
 
@@ -431,15 +494,15 @@ def test_an_older_model_that_is_accused_too_decides_nothing(case):
     knowing = log_test(
         RNG.normal(size=120) + opened.log.released, opened.log.released, opened.log.block
     )
-    report = log_verdict.log_report(opened, replace(found, older=knowing), "again")
+    report = log_report.log_report(opened, replace(found, older=knowing), "again")
     assert report.verdict.state == "cannot decide" and knowing.p <= 0.01 < 0.05
     assert "older, which should be older than the log, knows the" in report.verdict.sentence
     (part,) = [part for part in report.controls if part.name == "Older model"]
     assert part.p == knowing.p and not part.passed
     strange = log_test(RNG.normal(size=120), opened.log.released, opened.log.block)
-    report = log_verdict.log_report(opened, replace(found, older=strange), "again")
+    report = log_report.log_report(opened, replace(found, older=strange), "again")
     assert strange.p > 0.01 and report.verdict.state == "evidence"
-    report = log_verdict.log_report(opened, found, "again")
+    report = log_report.log_report(opened, found, "again")
     assert "Older model" not in [part.name for part in report.controls]
 
 
@@ -481,27 +544,27 @@ def test_an_older_model_is_asked_prompts_too(case, monkeypatch, from_released, s
     again = find_out(replace(opened, reference_name="the base"), found.measured)
     assert set(asked_for) == set(log.texts)  # as many answers as the suspect gave
     assert (again.older.p <= 0.01) == from_released
-    assert log_verdict.log_report(opened, again, "again").verdict.state == state
+    assert log_report.log_report(opened, again, "again").verdict.state == state
 
 
 def test_a_placebo_that_accuses_too_rarely_is_no_alarm(case):
     opened, found = case(1.0)
     for placebo, passed in ((np.ones(200), True), (np.full(200, 0.01), False)):
-        report = log_verdict.log_report(opened, replace(found, placebo=placebo), "again")
+        report = log_report.log_report(opened, replace(found, placebo=placebo), "again")
         (part,) = [part for part in report.controls if part.name == "Placebo"]
         assert part.passed == passed
 
 
 def test_pairs_are_no_reason_to_ask_more(case):
     opened, found = case(1.0)
-    assert log_verdict.strongest_pairs(opened, found)
+    assert log_report.strongest_pairs(opened, found)
 
     def asked_again(*question):
         raise AssertionError("asked beyond the budget")
 
     opened = replace(opened, suspect=Asked(asked_again, {}))
     found.measured.answers = None  # by a score of one's own
-    assert log_verdict.strongest_pairs(opened, found) == []
+    assert log_report.strongest_pairs(opened, found) == []
 
 
 @pytest.mark.parametrize("access", ["weights", "pictures", "prompts"])
@@ -539,18 +602,18 @@ def test_nothing_found_by_answers_to_other_prompts_decides_nothing(case):
     for fit, state in ((0.001, "no evidence"), (0.4, "cannot decide"), (None, "no evidence")):
         opened, found = case(0.0, 1.0)
         found.measured.fit = fit
-        report = log_verdict.log_report(opened, found, "again")
+        report = log_report.log_report(opened, found, "again")
         assert report.verdict.state == state
         assert ("off by a row" in report.verdict.sentence) == (state == "cannot decide")
     opened, found = case(1.0)
     found.measured.fit = 0.4
-    assert log_verdict.log_report(opened, found, "again").verdict.state == "evidence"
+    assert log_report.log_report(opened, found, "again").verdict.state == "evidence"
 
 
 def test_a_log_without_a_coin_promises_less(case):
     tossed = case(1.0)
     drawn = case(1.0, log=replace(a_log(), drawn="drawn now"))
-    reports = [log_verdict.log_report(*each, "again") for each in (tossed, drawn)]
+    reports = [log_report.log_report(*each, "again") for each in (tossed, drawn)]
     said = ["no coin was tossed" in report.verdict.sentence for report in reports]
     doubted = ["no coin was tossed" in " ".join(report.cannot_tell) for report in reports]
     assumed = [
@@ -562,14 +625,14 @@ def test_a_log_without_a_coin_promises_less(case):
     assert all(len(report.tests[0].assumes) == 3 for report in reports)
 
 
-@pytest.mark.parametrize("key, coin", [(False, log_verdict.COIN), (True, log_verdict.SECRET_COIN)])
+@pytest.mark.parametrize("key, coin", [(False, log_report.COIN), (True, log_report.SECRET_COIN)])
 def test_a_log_that_was_committed_is_said_to_be(case, key, coin):
     opened, found = case(1.0)
-    plain = log_verdict.log_report(opened, found, "again")
+    plain = log_report.log_report(opened, found, "again")
     assert "held against no commitment" in " ".join(plain.cannot_tell)
     assert "log, committed" not in {fact.name for fact in plain.asked}
     opened.committed = Checked(lines=5, since=2, pictures=12, not_kept=0, key=key)
-    report = log_verdict.log_report(opened, found, "again")
+    report = log_report.log_report(opened, found, "again")
     (told,) = (fact.value for fact in report.asked if fact.name == "log, committed")
     assert told.startswith("5 committed lines are in order, and 2 since; 12 pictures")
     assert "no commitment" not in " ".join(report.cannot_tell)
@@ -578,7 +641,7 @@ def test_a_log_that_was_committed_is_said_to_be(case, key, coin):
 
 def test_a_report_says_what_lead_would_have_been_found(case):
     opened, found = case(1.0, log=(log := a_log()))
-    told = log_verdict.log_report(opened, found, "again").tests[0].sentence
+    told = log_report.log_report(opened, found, "again").tests[0].sentence
     (lead,) = re.findall(r"A lead of (\d\.\d\d) standard deviations would be found", told)
     rng, hits = np.random.default_rng(0), []
     for run in range(200):
@@ -608,7 +671,7 @@ def test_pairs_show_the_best_known_pictures(case):
     best = np.flatnonzero(log.released)[7]
     scores[best] += 9
     opened, found = case(scores=scores)
-    first = log_verdict.strongest_pairs(opened, found, 2)[0]
+    first = log_report.strongest_pairs(opened, found, 2)[0]
     assert first.prompt == log.texts[best]
     with Image.open(io.BytesIO(first.released)) as shown:
         assert np.array_equal(np.asarray(shown), log.images[best])

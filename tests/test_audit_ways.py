@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from helpers import ROOT, refused, write_imagefolder
 from PIL import Image
 
-from trainprove_nb.audit import log_audit, log_verdict
+from trainprove_nb.audit import log_audit, log_report
 from trainprove_nb.audit.checks import check_file
 from trainprove_nb.audit.command import audit as command
 from trainprove_nb.audit.demo import shipped_report
@@ -87,7 +87,7 @@ def audited(file, **settings):
     opened = log_audit.open_log_audit(audit)
     found = log_audit.find_out(opened, log_audit.measure(opened))
     found.controls = log_audit.run_controls(opened)
-    return found.verdict.p, log_verdict.log_report(opened, found, "run", Path(file).read_text())
+    return found.verdict.p, log_report.log_report(opened, found, "run", Path(file).read_text())
 
 
 def separates(guilty, innocent):

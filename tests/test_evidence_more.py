@@ -8,7 +8,14 @@ import pytest
 import scipy.stats
 from helpers import refused
 
-from trainprove_nb.evidence.accounts import accused_accounts, any_account, e_bh, holm
+from trainprove_nb.evidence.accounts import (
+    account_test,
+    accused_accounts,
+    any_account,
+    can_be_told_apart,
+    e_bh,
+    holm,
+)
 from trainprove_nb.evidence.betting import Bets, in_secret_order, payoff, wealth_path
 from trainprove_nb.evidence.how_much import (
     DEPTHS,
@@ -426,6 +433,67 @@ def test_any_account_holds_where_all_accounts_lean_alike():
         paid = np.where(rng.random((10, 60)) < 0.7, common, own)
         high += any_account(wealth_path(paid)[:, -1]) >= 20
     assert at_most(high, 1000, 0.05)
+
+
+def in_accounts(rng, sizes, effects, withheld=2):
+    "Scores, labels, prompts and accounts of a log: so many prompts of each account."
+    own = np.repeat(np.arange(len(sizes)), sizes)
+    labels = np.tile([True] + [False] * withheld, len(own))
+    account, prompt = (np.repeat(x, 1 + withheld) for x in (own, np.arange(len(own))))
+    scores = rng.normal(size=len(labels)) + labels * np.asarray(effects)[account]
+    return scores, labels, prompt, np.array([f"a{k}" for k in account])
+
+
+def test_the_one_test_of_accounts_is_what_all_ways_to_label_say():
+    scores, labels, prompt, account = in_accounts(np.random.default_rng(3), [2, 2], [1.5, 0])
+    away = scores.reshape(4, 3) - scores.reshape(4, 3).mean(1, keepdims=True)
+    ways = list(itertools.product(range(3), repeat=4))  # the first is the log as it is
+    sums = np.array([[away[b, way[b]] for b in range(4)] for way in ways])
+    each = np.stack([sums.sum(1), sums[:, :2].sum(1), sums[:, 2:].sum(1)])
+    each = (each - each.mean(1, keepdims=True)) / each.std(1, keepdims=True)
+    highest = each[1:].max(0)
+    both = np.maximum(each[0], (highest - highest.mean()) / highest.std())
+    found = account_test(scores, labels, prompt, account, draws=20_000)
+    assert found.together.p == pytest.approx(np.mean(both >= both[0] - 1e-9), abs=0.015)
+    assert found.whole.p == pytest.approx(np.mean(each[0] >= each[0, 0] - 1e-9), abs=0.015)
+    assert found.whole.z == pytest.approx(each[0, 0], abs=0.05)
+    by_name = found.table.set_index("account")
+    assert by_name.z[["a0", "a1"]].tolist() == pytest.approx(each[1:, 0].tolist(), abs=0.05)
+    second = (each[2, 0] - highest.mean()) / highest.std()
+    assert by_name.adjusted["a1"] == pytest.approx(np.mean(both >= second), abs=0.015)
+
+
+def test_the_one_test_of_accounts_names_the_right_one_and_holds():
+    right = wrong = whole = accused = 0
+    for seed in range(200):
+        rng = np.random.default_rng([7, seed])
+        guilty = account_test(*in_accounts(rng, [15] * 10, [1.6] + [0] * 9), draws=199)
+        named = set(guilty.table.account[guilty.table.adjusted <= 0.05])
+        right, wrong = right + ("a0" in named), wrong + bool(named - {"a0"})
+        whole += guilty.whole.p <= 0.05
+        uneven = account_test(*in_accounts(rng, [40, 5, 1, 1], [0] * 4), draws=199)
+        accused += uneven.together.p <= 0.05
+    assert at_most(wrong, 200, 0.05) and at_most(accused, 200, 0.05)
+    assert right > 170 and whole < 120, "the whole log alone would miss it"
+
+
+def test_the_one_test_of_accounts_of_nothing_to_tell():
+    "Accounts of one prompt stand as high as each other: none is named, and p is that of the whole log."
+    log = in_accounts(np.random.default_rng(0), [1] * 30, [0] * 30)
+    found = account_test(*log, draws=199)
+    assert found.table.adjusted.min() > 0.05
+    alike = account_test(np.ones(90), *log[1:], draws=199)
+    assert alike.together.p == 1 and (alike.table.adjusted == 1).all()
+
+
+def test_which_accounts_can_be_told_apart():
+    ann, bob = ["ann"] * 2, ["bob"] * 2
+    assert can_be_told_apart([1, 0, 1, 0], ["x"] * 4, ann + bob)
+    assert not can_be_told_apart([1, 0, 1, 0], ["x"] * 4, ann + ann), "one account"
+    assert not can_be_told_apart([1, 1, 0], ["x"] * 3, ["ann", "bob", "bob"]), "ann has one side"
+    assert not can_be_told_apart([1, 1, 0, 0], ["x"] * 4, ["ann", "bob", "", ""]), "shared"
+    one_sided = np.array([True, True, False]), ["x"] * 3, np.array(["ann", "bob", "bob"])
+    refused(lambda: account_test(np.arange(3.0), *one_sided), "only released or only withheld")
 
 
 def test_accounts_that_are_refused():

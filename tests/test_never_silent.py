@@ -10,7 +10,7 @@ import torch
 from helpers import refused
 
 from trainprove_nb.audit.log_audit import LogFindings, Measured, _check_scores
-from trainprove_nb.audit.log_verdict import _copies_part
+from trainprove_nb.audit.log_report import _copies_part
 from trainprove_nb.audit.released import AuditLog
 from trainprove_nb.audit.scores import check_copies, classes_scores, near_copies
 from trainprove_nb.evidence.denoising import _check_sees

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LogAudit', 'access_of', 'service_answers', 'open_log_audit', 'both_sides', 'Measured', 'measure', 'LogFindings',
-           'find_out', 'shuffles_figure', 'run_controls']
+           'find_out', 'shuffles_figure', 'accounts_figure', 'run_controls']
 
 # %% ../../nbs/audit/log_audit.ipynb #05503dfc
 from collections.abc import Callable
@@ -45,6 +45,7 @@ from trainprove_nb.audit.scores import (
 from .sections import AuditFile
 from ..data.folders import read_pairs
 from ..data.pairs import PicturesOnDisk
+from ..evidence.accounts import AccountsVerdict, account_test, can_be_told_apart
 from ..evidence.calibration import calibrated, check_innocent
 from ..evidence.commitment import Checked
 from ..evidence.guards import blind_test, picture_features, placebo_p, sensitivity
@@ -442,7 +443,7 @@ _SCORES = {"weights": _by_weights, "pictures": _by_pictures}
 class LogFindings:
     "All that was found out about one suspect before one log."
 
-    verdict: LogVerdict
+    verdict: LogVerdict  # of several accounts that of the log and all of them together
     measured: Measured
     blind: (
         LogVerdict | None
@@ -452,7 +453,19 @@ class LogFindings:
     share: object  # `LearntShare`
     effect: float  # in standard deviations within a prompt
     older: LogVerdict | None = None  # the model compared with, before the log; None: not asked
+    accounts: AccountsVerdict | None = None  # where there are several that can be told apart
     controls: list = field(default_factory=list)  # (ρ, its verdict)
+
+# %% ../../nbs/audit/log_audit.ipynb #0915c0d0
+def _tested(opened, measured) -> tuple:  # (verdict, `AccountsVerdict` or None)
+    "The log test; where there are several accounts, of the whole log and each of them together."
+    there, log, draws = measured.there, opened.log, opened.audit.test.draws
+    rows = measured.scores, log.released[there], log.block[there]
+    account = None if log.account is None else log.account[there]
+    if account is None or not can_be_told_apart(*rows[1:], account):
+        return log_test(*rows, draws), None
+    found = account_test(*rows, account, draws)
+    return found.together, found
 
 # %% ../../nbs/audit/log_audit.ipynb #357fc89e
 def _asked_before(opened) -> Asked:
@@ -489,9 +502,8 @@ def _older(opened, progress) -> LogVerdict | None:
     "The base, else the owner's model, before the log by itself; None without one, or by a score of the user's own."
     if opened.audit.test.score or not opened.reference_name:
         return None
-    log, draws = opened.log, opened.audit.test.draws
     found = _measured(_compared_with_nothing(opened), _asked_before(opened), progress)
-    return log_test(found.scores, log.released[found.there], log.block[found.there], draws)
+    return _tested(opened, found)[0]
 
 # %% ../../nbs/audit/log_audit.ipynb #1f6f94a6
 def find_out(
@@ -506,8 +518,8 @@ def find_out(
     there, log = measured.there, opened.log
     released, block, scores = log.released[there], log.block[there], measured.scores
     _check_scores(scores, block)
-    verdict = log_test(scores, released, block, opened.audit.test.draws)
-    _check_side(verdict)
+    verdict, accounts = _tested(opened, measured)
+    _check_side(verdict if accounts is None else accounts.whole)
     sensitive = sensitivity(scores, released, block, (1,), opened.audit.test.level)
     return LogFindings(
         verdict=verdict,
@@ -518,6 +530,7 @@ def find_out(
         share=learnt_share(scores, released, block),
         effect=released_effect(scores, released, block),
         older=_older(opened, progress),
+        accounts=accounts,
     )
 
 # %% ../../nbs/audit/log_audit.ipynb #9ad2514c
@@ -551,6 +564,25 @@ def shuffles_figure(
     ax.hist(verdict.null, bins=60, color="0.75", lw=0)
     ax.axvline(np.quantile(verdict.null, 1 - level), color="0.4", ls=":", lw=1)
     ax.axvline(verdict.z, color="C3", lw=1.6)
+    ax.set(xlabel="how much better released pictures are known (sd)", yticks=[])
+    for side in ("left", "top", "right"):
+        ax.spines[side].set_visible(False)
+    return fig
+
+# %% ../../nbs/audit/log_audit.ipynb #70647773
+def accounts_figure(
+    found: AccountsVerdict,
+    level: float = 0.05,
+):
+    "Where each account stands, and how far chance lets the highest stand. Returns the matplotlib figure."
+    style()
+    fig, ax = plt.subplots(figsize=(4.6, 1.4), layout="constrained")
+    known = found.table.adjusted <= level
+    for rows, colour in ((found.table[~known], "0.6"), (found.table[known], "C3")):
+        ax.plot(rows.z, np.zeros(len(rows)), "o", color=colour, ms=5, alpha=0.7, mew=0)
+    for row in found.table[known].head().itertuples():
+        ax.annotate(row.account, (row.z, 0), (0, 7), textcoords="offset points", ha="center")
+    ax.axvline(found.named_above(level), color="0.4", ls=":", lw=1)
     ax.set(xlabel="how much better released pictures are known (sd)", yticks=[])
     for side in ("left", "top", "right"):
         ax.spines[side].set_visible(False)
@@ -602,7 +634,4 @@ def _control_classifier(opened, how, rho) -> Asked:
 # %% ../../nbs/audit/log_audit.ipynb #32f9a7d0
 def _control_verdict(opened, control: Asked, progress: bool) -> LogVerdict:
     "A control before the log."
-    measured = measure(opened, control, progress)
-    there, log = measured.there, opened.log
-    draws = opened.audit.test.draws
-    return log_test(measured.scores, log.released[there], log.block[there], draws)
+    return _tested(opened, measure(opened, control, progress))[0]

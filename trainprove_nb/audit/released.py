@@ -40,6 +40,7 @@ class AuditLog:
     block: np.ndarray  # text (n,): labels are permuted within each
     files: list  # SHA-256 of the n files
     drawn: str = ""  # how withheld pictures were made, if they were made now
+    account: np.ndarray | None = None  # text (n,): whose each is; None: nobody said
 
     @property
     def prompts(self) -> list:
@@ -62,19 +63,20 @@ def part(
     "The log without some pictures."
     kept = np.flatnonzero(there)
     texts, files = ([seq[k] for k in kept] for seq in (self.texts, self.files))
-    return AuditLog(
-        self.images[kept], texts, self.released[kept], self.block[kept], files, self.drawn
-    )
+    account = None if self.account is None else self.account[kept]
+    sides = self.released[kept], self.block[kept]
+    return AuditLog(self.images[kept], texts, *sides, files, self.drawn, account)
 
 # %% ../../nbs/audit/released.ipynb #4d246702
 def as_audit_log(
-    log: Dataset,  # columns `image`, `text`, `released`, `block`, as `read_log` gives them
+    log: Dataset,  # columns `image`, `text`, `released`, `block`, `account`, as `read_log` gives them
     drawn: str = "",  # how withheld pictures were made, if they were made now
 ) -> AuditLog:
     "A log whose pictures stay in their files until they are looked at."
     images, labels = LazyPixels(log), np.array(log["released"], bool)
     files = [sha256(images.file(k)).hexdigest() for k in range(len(log))]
-    return AuditLog(images, list(log["text"]), labels, np.array(log["block"]), files, drawn)
+    block, account = np.array(log["block"]), np.array(log["account"])
+    return AuditLog(images, list(log["text"]), labels, block, files, drawn, account)
 
 # %% ../../nbs/audit/released.ipynb #7d45c4e5
 def encoder_of(

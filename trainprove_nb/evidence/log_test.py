@@ -108,12 +108,17 @@ def _units(scores, released, block, draws, seed) -> np.ndarray:  # (scores, 1 + 
     rng = np.random.default_rng(seed)
     return _in_spreads(_sums(centred(scores, block), released, block, draws, rng))
 
+# %% ../../nbs/evidence/log_test.ipynb #63d1a70c
+def _p_of(statistic: float, null: np.ndarray) -> float:
+    "How often shuffles are as large, counted with the log itself."
+    return float((1 + np.sum(null >= statistic - 1e-9)) / (1 + len(null)))
+
 # %% ../../nbs/evidence/log_test.ipynb #66af6842
 def _verdict(units, each, released, block) -> LogVerdict:
     "What one row of units says."
     z, null = float(units[0]), units[1:]
     return LogVerdict(
-        p=float((1 + np.sum(null >= z - 1e-9)) / (1 + len(null))),
+        p=_p_of(z, null),
         z=z,
         each=tuple(each.tolist()),
         released=int(released.sum()),

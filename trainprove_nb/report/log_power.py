@@ -160,7 +160,6 @@ def stood(
         lambda rows: f"z = {rows.z.mean():.1f}, {tally(rows.p <= level)}", include_groups=False
     )
 
-
 # %% ../../nbs/report/log_power.ipynb #4737a509
 def accused(
     table: pd.DataFrame,  # of the release experiment

@@ -18,7 +18,6 @@ from .figures import check_folder
 from .log_power import shuffles, stood
 from .plan import earlier_run
 
-
 # %% ../../nbs/report/naming_power.ipynb #8d6ccb75
 _NUMBERS = {
     "accounts": count(1, 1000),
