@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
-from sklearn.isotonic import IsotonicRegression
+from scipy.optimize import isotonic_regression
 
 from .log_test import _blocks, _check_log, centred
 
@@ -177,8 +177,9 @@ def _check_shadows(effect, effects, rhos, level) -> None:
 # %% ../../nbs/evidence/how_much.ipynb #fab038d8
 def _read_off(effects, rhos, at) -> np.ndarray:
     "ρ on the rising curve through the shadows' effects, at these effects."
-    levels = np.unique(rhos)
-    heights = IsotonicRegression().fit(rhos, effects).predict(levels)
+    levels, where, count = np.unique(rhos, return_inverse=True, return_counts=True)
+    means = np.bincount(where, effects) / count
+    heights = isotonic_regression(means, weights=count).x
     heights, which = np.unique(heights, return_inverse=True)
     middles = np.bincount(which, levels) / np.bincount(which)  # of levels where it does not rise
     return np.interp(at, heights, middles)

@@ -29,13 +29,11 @@ from trainprove_nb.lab.log_trials import (
 )
 from .trials import Trial
 
-
 # %% ../../nbs/lab/doubt_trials.ipynb #0ef7f166
 def _log_of(there, account) -> np.ndarray:  # int: places in the pool
     "An account's pictures, of prompts with both sides."
     mine = np.flatnonzero(there.account == account)
     return mine[_with_both_sides(there.prompts[mine], there.released[mine])]
-
 
 # %% ../../nbs/lab/doubt_trials.ipynb #48fdd6e3
 def _known_to_the_base(lab, plan, source, account) -> np.ndarray:
@@ -44,7 +42,6 @@ def _known_to_the_base(lab, plan, source, account) -> np.ndarray:
     parts = pool(plan, source)[2 * account : 2 * account + 2]
     losses = [lab.array(picture_losses(plan.recipes, base, part)) for part in parts]
     return -np.concatenate(losses).mean(1)
-
 
 # %% ../../nbs/lab/doubt_trials.ipynb #25b64f41
 def measure_guards(
@@ -66,7 +63,6 @@ def measure_guards(
         rows.append(dict(source=source.name, account=account, blind=blind.p, older=older.p))
     return pd.DataFrame(rows)
 
-
 # %% ../../nbs/lab/doubt_trials.ipynb #4d603442
 def truly_learnt(
     lab: Lab,  # with the artifacts
@@ -82,7 +78,6 @@ def truly_learnt(
     prompts = there.prompts[given]
     return len(set(prompts[known])) / len(set(prompts))
 
-
 # %% ../../nbs/lab/doubt_trials.ipynb #1f707348
 def _bounds(there, scores, mine, guilty) -> list:  # of rows
     "λ by each access, and Γ of the guilty."
@@ -94,7 +89,6 @@ def _bounds(there, scores, mine, guilty) -> list:  # of rows
         biased = sensitivity(score[mine], *sides, (1,), 0.01).gamma if guilty else np.nan
         rows.append(dict(access=access, at_least=share.low, gamma=biased))
     return rows
-
 
 # %% ../../nbs/lab/doubt_trials.ipynb #7383cad5
 def measure_bounds(
@@ -115,4 +109,3 @@ def measure_bounds(
             found = _bounds(there, scores, _log_of(there, account), kind == "infringing")
             rows += [who | row for row in found]
     return pd.DataFrame(rows)
-

@@ -11,11 +11,12 @@ import pandas as pd
 from ..evidence.rates import proportion
 from .sentences import where
 
-
 # %% ../../nbs/report/doubts.ipynb #b4d78c1b
 def learnt_coverage(
     bounds: pd.DataFrame,  # of the release experiment
-) -> pd.DataFrame:  # index: (access, ρ); columns: truly, at least (mean shares), held (text, a rate)
+) -> (
+    pd.DataFrame
+):  # index: (access, ρ); columns: truly, at least (mean shares), held (text, a rate)
     "Bounds on the share of the log that infringers learnt, and how often they lie below the truth."
     guilty, rows = where(bounds, kind="infringing"), {}
     for (access, rho), same in guilty.groupby(["access", "rho"], sort=False):
@@ -26,7 +27,6 @@ def learnt_coverage(
             "held": str(proportion(int(held.sum()), len(held))),
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["access", "ρ"])
-
 
 # %% ../../nbs/report/doubts.ipynb #ca159bf0
 def falsely_learnt(
@@ -40,7 +40,6 @@ def falsely_learnt(
         rows[access] = {"above 0": f"{wrong.sum()} of {len(same)}", "most": most}
     return pd.DataFrame.from_dict(rows, orient="index")
 
-
 # %% ../../nbs/report/doubts.ipynb #6e2d6bd6
 def biases(
     bounds: pd.DataFrame,  # of the release experiment
@@ -48,7 +47,6 @@ def biases(
     "How biased the release must have been to explain away what was found of infringers."
     guilty = where(bounds, kind="infringing")
     return guilty.pivot_table("gamma", "access", "rho", aggfunc="median", sort=False)
-
 
 # %% ../../nbs/report/doubts.ipynb #93cebcac
 def guards_sentence(
@@ -61,4 +59,3 @@ def guards_sentence(
         for column, name in (("blind", "the blind baseline"), ("older", "an older model, the base"))
     ]
     return f"Guards before the {len(guards)} logs, which are fair. {'; '.join(told).capitalize()}."
-

@@ -103,10 +103,8 @@ def _measured_doubts(lab, logs, source) -> tuple:
     there = Pool(lab, logs, source)
     return measure_bounds(lab, logs, source, there), measure_guards(lab, logs, source, there)
 
-
 # %% ../../nbs/report/log_power.ipynb #e54933bd
 TABLES = ("", "redrawn", "rivals", "bets", "fixed", "bounds", "guards")  # of the release experiment
-
 
 # %% ../../nbs/report/log_power.ipynb #9015310a
 def measure_log_power(
