@@ -16,6 +16,7 @@ from trainprove_nb.lab.generator_recipes import GeneratorRecipes
 from trainprove_nb.lab.generator_scales import generator_scale
 from trainprove_nb.lab.log_trials import LogPlan
 from trainprove_nb.report.doubts import biases, falsely_learnt, guards_sentence, learnt_coverage
+from trainprove_nb.report.results import read_results, shipped_results
 
 RNG = np.random.default_rng(0)
 
@@ -132,3 +133,24 @@ def test_the_curve_of_shadows_is_sklearn_s():
         at = rng.normal(1, 2, 10)
         assert _read_off(effects, rhos, at) == pytest.approx(np.interp(at, heights, middles))
     assert isotonic_regression([2.0, 1.0]).x.tolist() == [1.5, 1.5]
+
+
+def test_what_the_page_of_the_release_says_of_bounds_and_guards():
+    tables = read_results(shipped_results("release"), "release")[1]
+    bounds = tables["bounds"]
+    guilty = bounds[bounds.kind == "infringing"]
+    assert (guilty.at_least <= guilty.truly).all()  # "no bound lies above the truth"
+    innocent = bounds[bounds.kind != "infringing"]
+    assert (innocent.at_least > 0).mean() < 0.05 and innocent.at_least.max() * 150 < 6
+    found = learnt_coverage(bounds)["at least"]
+    for access in ("open weights", "open weights, calibrated"):  # "two fifths"
+        assert found[access, 1.0] == pytest.approx(0.4, abs=0.03)
+    for access in ("prompts only", "prompts only, calibrated"):  # "a fifth"
+        assert found[access, 1.0] == pytest.approx(0.2, abs=0.03)
+    assert (found.xs(0.3, level="ρ") <= 0.1).all()  # "a tenth or less"
+    gamma = biases(bounds).drop(index="prompts only, pixels")
+    assert (gamma[1.0] > 4).all()
+    for access in ("prompts only", "prompts only, calibrated"):  # "a bias of a fifth"
+        assert gamma.loc[access, 0.3] == pytest.approx(1.2, abs=0.05)
+    guards = tables["guards"]
+    assert len(guards) == 12 and (guards[["blind", "older"]] > 0.01).all(axis=None)
