@@ -185,7 +185,9 @@ class Released(_Section):
         ...,
         "service-log",
     )
-    account: _Text | None = _key("whose pictures; left out: the whole log and each account", example="alice")
+    account: _Text | None = _key(
+        "whose pictures; left out: the whole log and each account", example="alice"
+    )
     commitment: _Folder | None = _key(
         "file of what `commit` made when the log was dated: the log is checked against it",
         example="commitment.json",
