@@ -688,31 +688,42 @@ def test_how_alike_innocents_stand():
 
 
 def test_what_the_page_of_classifiers_says():
-    table = read_results(shipped_results("release_classifiers"), "release_classifiers")[1][""]
+    tables = read_results(shipped_results("release_classifiers"), "release_classifiers")[1]
+    table = tables[""]
     innocent = table[table.kind != "infringing"]
     (many,) = innocent.groupby(["access", "source", "account"]).size().unique()
     within = (leaning(table)["within a log"] ** 2).to_dict()
     of_log = (leaning(table)["between logs"] ** 2 - pd.Series(within) / many).to_dict()
     shared = {a: of_log[a] / (of_log[a] + within[a]) for a in within}
-    assert shared["scores"] > 0.5 and shared["scores, calibrated"] == pytest.approx(0.1, abs=0.05)
+    assert shared["scores"] == pytest.approx(1 / 2, abs=0.05)
+    assert shared["scores, calibrated"] == pytest.approx(1 / 6, abs=0.03)
     strict = innocent[innocent.p <= 0.05].groupby("access").size()
     assert strict["scores, calibrated"] < strict["scores"]  # "accuses fewer"
     found = power(table)
     for access in ("scores", "scores, calibrated"):
         assert found.loc[access, 0.5].value == found.loc[access, 1.0].value == 1
     assert found.loc["six labels", 1.0].value > 0.9
-    assert found.loc["six labels, calibrated", 0.5].value == pytest.approx(2 / 3, abs=0.005)
+    labels = found.loc[["one label", "six labels"], 1.0].map(lambda rate: rate.value)
+    calibrated = found.loc[["one label, calibrated", "six labels, calibrated"], 1.0]
+    assert (calibrated.map(lambda rate: rate.value).to_numpy() < labels.to_numpy()).all()  # "lose"
+    redrawn = tables["redrawn"]
+    assert redrawn.groupby(["kind", "access"]).size().min() >= 440 and redrawn.kind.nunique() == 6
 
 
 def test_what_the_page_of_classifiers_says_of_students():
     tables = read_results(shipped_results("release_classifiers"), "release_classifiers")[1]
-    rows = tables["students"][tables["students"].access == "scores, calibrated"]
-    z = rows.groupby(["who", "kind"]).z.mean()
-    own, others = (z["their students", kind] for kind in ("infringing", "another account"))
-    assert own / z["infringers", "infringing"] == pytest.approx(0.2, abs=0.03)  # "about a fifth"
-    assert abs(others) < 1  # "and to no other"
-    found = rows[(rows.who == "their students") & (rows.kind == "infringing")]
-    assert (len(found), sum(found.p <= 0.01)) == (6, 2)  # "two of the six", "a third"
+    z = tables["students"].groupby(["access", "kind", "who"]).z.mean()
+    own = z[:, "infringing"].unstack("who")
+    handed_on = own["their students"] / own["infringers"]
+    for access in ("scores", "scores, calibrated"):
+        assert handed_on[access] == pytest.approx(0.25, abs=0.05)  # "about a quarter"
+    for access in ("one label", "six labels", "one label, calibrated", "six labels, calibrated"):
+        assert handed_on[access] == pytest.approx(0.4, abs=0.06)  # "about four tenths"
+    assert z[:, "another account", "their students"].abs().max() < 0.5  # "and to no other"
+    rows = tables["students"].query("who == 'their students' and kind == 'infringing'")
+    found = rows.groupby("access").p.agg(["size", lambda p: sum(p <= 0.01)])
+    assert (found["size"] == 12).all()
+    assert found.iloc[:, 1].max() == found.iloc[:, 1]["scores, calibrated"] == 6  # "at best"
 
 
 def test_what_the_page_of_laundering_says_of_other_scores():
