@@ -424,22 +424,98 @@ def of_accounts(*names, withheld=None):
     return replace(log, account=account.astype(str))
 
 
+def of_one(log, name, seed=2):
+    "Scores of a suspect that knows one account's pictures, of which nobody else's log says anything."
+    scores = np.random.default_rng(seed).normal(size=120)
+    scores += 4 * (log.released & (log.account == name))
+    return scores - 0.25 * log.released * (log.account != name)
+
+
 def test_one_guilty_account_of_many_is_found_and_named(case):
     log = of_accounts(*(f"c{k}" for k in range(8)))
-    scores = np.random.default_rng(2).normal(size=120)
-    scores += 4 * (log.released & (log.account == "c5"))
-    scores -= 0.25 * log.released * (log.account != "c5")
-    opened, found = case(scores=scores, log=log)
+    opened, found = case(scores=of_one(log, "c5"), log=log)
     assert found.accounts.whole.p > 0.05 >= found.verdict.p, "among all others it hardly shows"
     report = log_report.log_report(opened, found, "again")
     assert report.verdict.state == "evidence"
-    assert "trained on pictures released to c5: it knows" in report.verdict.sentence
-    assert "in the whole log or of one of its 8 accounts" in report.verdict.sentence
+    assert "trained on pictures released to c5: it knows these 5 better" in report.verdict.sentence
+    assert "counted for all 8 accounts and the whole log" in report.verdict.sentence
     (part,) = [part for part in report.tests if part.name == "Accounts"]
     assert "Of 8 accounts: c5 (p = " in part.sentence and part.picture
-    assert "by itself p = " in report.tests[0].sentence
+    assert (
+        "by itself p = " in report.tests[0].sentence and "account, c5," in report.tests[0].sentence
+    )
     (gamma,) = [part for part in report.tests if part.name == "Sensitivity"]
-    assert gamma.sentence.startswith("Of the whole log")
+    assert gamma.sentence.startswith("Of pictures released to c5: To explain") and found.gamma > 1
+    (share,) = [part for part in report.tests if part.name == "Share of the log"]
+    assert share.sentence.startswith("Of the whole log: ")
+
+
+def test_the_p_of_an_accusation_is_that_of_the_account_and_not_of_the_log(case):
+    "Everybody was learnt a little: the whole log's p is not what may be said of the one account named."
+    log = of_accounts(*(f"c{k}" for k in range(4)))
+    scores = np.random.default_rng(4).normal(size=120) + 0.8 * log.released
+    opened, found = case(scores=scores, log=log)
+    table = found.accounts.table
+    named = table[table.adjusted <= 0.05]
+    assert 0 < len(named) < 4 and named.adjusted.max() > 1.5 * found.verdict.p
+    told = log_report.log_report(opened, found, "again").verdict.sentence
+    p = f"{named.adjusted.max():.2g}"
+    assert f"(p = {p})" in told and f"at most {p} of cases" in told
+
+
+def test_one_account_whose_sides_differ_decides_nothing(case):
+    "Its released pictures are darker, and the score is darkness: nothing was learnt."
+    log = of_accounts("c0", "c1", "c2", "c3")
+    images = log.images.copy()
+    dark = log.released & (log.account == "c2")
+    images[dark] = images[dark] // 4
+    log = replace(log, images=images)
+    opened, found = case(scores=-images.mean((1, 2, 3)), log=log)
+    assert found.accounts.table.account[0] == "c2" and found.accounts.table.adjusted[0] <= 0.05
+    report = log_report.log_report(opened, found, "again")
+    assert found.blind.p <= 0.01 and report.verdict.state == "cannot decide"
+
+
+def test_guards_listen_to_the_whole_log_and_to_its_accounts(case):
+    log = of_accounts(*(f"c{k}" for k in range(8)))
+    opened, _ = case(log=log)
+    noise = np.random.default_rng(4).normal(size=120)
+    for scores in (of_one(log, "c5"), noise + 0.5 * log.released):
+        measured = Measured(scores, np.ones(120, bool), "simulated")
+        verdict, accounts = log_audit._tested(opened, measured)
+        least = min(verdict.p, accounts.whole.p)
+        assert log_audit._sharper(opened, measured).p == least <= 0.02
+
+
+def test_one_account_with_swapped_sides_stops_the_audit(case):
+    log = of_accounts("c0", "c1")
+    swapped = np.random.default_rng(3).normal(size=120)
+    swapped += 3 * np.where(log.account == "c0", ~log.released, log.released)
+    refused(lambda: case(scores=swapped, log=log), "withheld pictures of c0 better", "swapped")
+
+
+def test_accounts_that_were_not_asked_are_told(case):
+    log = of_accounts("ann", "bob", "cem", "dan")
+    opened, _ = case(log=log)
+    for names, told in ((["ann", "bob"], "Of 2 more no question"), (["ann"], "of ann alone")):
+        there = np.isin(log.account, names)
+        scores = np.random.default_rng(1).normal(size=there.sum())
+        found = find_out(opened, Measured(scores, there, "simulated"))
+        (part,) = [
+            part
+            for part in log_report.log_report(opened, found, "again").tests
+            if part.name == "Accounts"
+        ]
+        assert told in part.sentence
+
+
+def test_what_would_be_found_is_the_whole_log_s_own_lead(case):
+    "The highest account's rarity says nothing of how a control varies."
+    opened, found = case(0.0, control=1.0, log=of_accounts("ann", "bob"))
+    opened_alone, alone = case(0.0, control=1.0)
+    seen = [log_report._would_be_seen(*pair) for pair in ((opened, found), (opened_alone, alone))]
+    leads = [float(re.search(r"lead of ([\d.]+)", told)[1]) for told in seen]
+    assert leads[0] > leads[1], "two tests in one ask for more"
 
 
 def test_several_guilty_accounts_are_named_and_nobody_is_where_only_the_log_leads(case):
@@ -447,11 +523,12 @@ def test_several_guilty_accounts_are_named_and_nobody_is_where_only_the_log_lead
     noise = np.random.default_rng(4).normal(size=120)
     everyone = case(scores=noise + 3 * log.released, log=log)
     told = log_report.log_report(*everyone, "again").verdict.sentence
-    assert "released to c" in told and "and 3 others: it knows" in told
+    assert "released to c" in told and "and 3 others: it knows these 40 better" in told
     little = case(scores=noise + 0.55 * log.released, log=log)
     report = log_report.log_report(*little, "again")
     assert little[1].verdict.p <= 0.05 < little[1].accounts.table.adjusted.min()
     assert "trained on pictures of the log: it knows" in report.verdict.sentence
+    assert "(its accounts were tried, too) (p = " in report.verdict.sentence
     (part,) = [part for part in report.tests if part.name == "Accounts"]
     assert "nobody's by themselves" in part.sentence
 
@@ -474,7 +551,7 @@ def test_nothing_found_in_several_accounts_says_what_controls_cannot(case):
     opened, found = case(0.0, control=1.0, log=of_accounts("ann", "bob"))
     report = log_report.log_report(opened, found, "again")
     assert report.verdict.state == "no evidence"
-    assert any("small account alone" in told for told in report.cannot_tell)
+    assert any("one account alone" in told for told in report.cannot_tell)
 
 
 def test_sides_that_differ_without_a_suspect_decide_nothing(case):

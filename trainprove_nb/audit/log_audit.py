@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from datasets import Dataset
 from diffusers import DiffusionPipeline
+from scipy.stats import norm
 
 from .asking import module_beside, score_function, suspect_function
 from .controls import control_classifier, control_model
@@ -339,6 +340,23 @@ def _measured(opened, who, progress) -> Measured:
     n = len(scores)
     return Measured(scores, np.ones(n, bool), f"each of {n:,} pictures, by {opened.access}")
 
+# %% ../../nbs/audit/log_audit.ipynb #0915c0d0
+def _tested(opened, measured) -> tuple:  # (verdict, `AccountsVerdict` or None)
+    "The log test; where there are several accounts, of the whole log and each of them together."
+    there, log, draws = measured.there, opened.log, opened.audit.test.draws
+    rows = measured.scores, log.released[there], log.block[there]
+    account = None if log.account is None else log.account[there]
+    if account is None or not can_be_told_apart(*rows[1:], account):
+        return log_test(*rows, draws), None
+    found = account_test(*rows, account, draws)
+    return found.together, found
+
+# %% ../../nbs/audit/log_audit.ipynb #609f736f
+def _sharper(opened, measured) -> LogVerdict:
+    "For models that should know nothing: the whole log's verdict, or that with its accounts; the smaller p."
+    verdict, accounts = _tested(opened, measured)
+    return verdict if accounts is None else min(verdict, accounts.whole, key=lambda found: found.p)
+
 # %% ../../nbs/audit/log_audit.ipynb #e6ece4e7
 def _known_to_own(opened, progress) -> np.ndarray:  # (models, n)
     "Scores by the owner's own models. Raises ValueError for one that knows the log."
@@ -346,11 +364,7 @@ def _known_to_own(opened, progress) -> np.ndarray:  # (models, n)
         # scores, also where a suspect is asked for labels alone
         asked = replace(opened, labels=False)
         each = {name: _measured(asked, own, progress) for name, own in opened.own.items()}
-        log, p_values = opened.log, {}
-        for name, own in each.items():
-            labels = log.released[own.there], log.block[own.there]
-            p_values[name] = log_test(own.scores, *labels, opened.audit.test.draws).p
-        check_innocent(p_values)
+        check_innocent({name: _sharper(opened, own).p for name, own in each.items()})
         opened.known = np.stack([own.scores for own in each.values()])
     return opened.known
 
@@ -449,23 +463,12 @@ class LogFindings:
         LogVerdict | None
     )  # whether the sides can be told apart without a suspect; None: too few prompts
     placebo: np.ndarray  # p-values of withheld against withheld; (0,): too few withheld
-    gamma: float  # bias of the release that would explain the result away
+    gamma: float  # bias of the release that would explain the result away; of accounts the least
     share: object  # `LearntShare`
     effect: float  # in standard deviations within a prompt
     older: LogVerdict | None = None  # the model compared with, before the log; None: not asked
     accounts: AccountsVerdict | None = None  # where there are several that can be told apart
     controls: list = field(default_factory=list)  # (ρ, its verdict)
-
-# %% ../../nbs/audit/log_audit.ipynb #0915c0d0
-def _tested(opened, measured) -> tuple:  # (verdict, `AccountsVerdict` or None)
-    "The log test; where there are several accounts, of the whole log and each of them together."
-    there, log, draws = measured.there, opened.log, opened.audit.test.draws
-    rows = measured.scores, log.released[there], log.block[there]
-    account = None if log.account is None else log.account[there]
-    if account is None or not can_be_told_apart(*rows[1:], account):
-        return log_test(*rows, draws), None
-    found = account_test(*rows, account, draws)
-    return found.together, found
 
 # %% ../../nbs/audit/log_audit.ipynb #357fc89e
 def _asked_before(opened) -> Asked:
@@ -489,6 +492,31 @@ def _blind(log, there) -> LogVerdict | None:
     small = in_small(log.images, size, there)
     return blind_test(picture_features(small), log.released[there], block)
 
+# %% ../../nbs/audit/log_audit.ipynb #766995af
+def _blind_each(log, there, named) -> LogVerdict | None:
+    "The blind baseline before the whole log, and before accounts that are named."
+    parts = [there, *(there & (log.account == name) for name in named[:5])]
+    found = [verdict for part in parts if (verdict := _blind(log, part)) is not None]
+    if not found:
+        return None
+    least = min(found, key=lambda verdict: verdict.p)
+    return replace(least, p=min(1.0, least.p * len(found)))
+
+# %% ../../nbs/audit/log_audit.ipynb #0a4b6cf7
+def _bias(opened, measured, verdict, accounts) -> float:
+    "Γ of the whole log; where accounts are named, of the one that is explained away most easily."
+    log, there, level = opened.log, measured.there, opened.audit.test.level
+    rows = measured.scores, log.released[there], log.block[there]
+    if accounts is None:
+        return sensitivity(*rows, (1,), level).gamma
+    named = accounts.table.account[accounts.table.adjusted <= level]
+    if not len(named):
+        level = norm.sf(np.quantile(verdict.null, 1 - level))
+        return sensitivity(*rows, (1,), level).gamma
+    level = norm.sf(accounts.named_above(level))
+    parts = [log.account[there] == name for name in named]
+    return min(sensitivity(*(row[mine] for row in rows), (1,), level).gamma for mine in parts)
+
 # %% ../../nbs/audit/log_audit.ipynb #45a25a0b
 def _placebo(scores, released, block) -> np.ndarray:
     "Withheld against withheld; none where a prompt has one withheld picture only."
@@ -502,8 +530,9 @@ def _older(opened, progress) -> LogVerdict | None:
     "The base, else the owner's model, before the log by itself; None without one, or by a score of the user's own."
     if opened.audit.test.score or not opened.reference_name:
         return None
-    found = _measured(_compared_with_nothing(opened), _asked_before(opened), progress)
-    return _tested(opened, found)[0]
+    return _sharper(
+        opened, _measured(_compared_with_nothing(opened), _asked_before(opened), progress)
+    )
 
 # %% ../../nbs/audit/log_audit.ipynb #1f6f94a6
 def find_out(
@@ -520,13 +549,13 @@ def find_out(
     _check_scores(scores, block)
     verdict, accounts = _tested(opened, measured)
     _check_side(verdict if accounts is None else accounts.whole)
-    sensitive = sensitivity(scores, released, block, (1,), opened.audit.test.level)
+    named = _check_accounts(accounts, opened.audit.test.level)
     return LogFindings(
         verdict=verdict,
         measured=measured,
-        blind=_blind(log, there),
+        blind=_blind_each(log, there, named),
         placebo=_placebo(scores, released, block),
-        gamma=sensitive.gamma,
+        gamma=_bias(opened, measured, verdict, accounts),
         share=learnt_share(scores, released, block),
         effect=released_effect(scores, released, block),
         older=_older(opened, progress),
@@ -542,6 +571,19 @@ def _check_side(verdict) -> None:
             f"the suspect knows the withheld pictures better than the released ones (z = {verdict.z:.1f}): "
             "look whether the log's sides are swapped, or whether withheld pictures were given away too"
         )
+
+# %% ../../nbs/audit/log_audit.ipynb #0e4bae6d
+def _check_accounts(accounts, level) -> list:
+    "The accounts that are named. Raises ValueError for one whose withheld pictures are known better."
+    if accounts is None:
+        return []
+    lowest = accounts.table.iloc[-1]
+    if lowest.z < -4 and np.mean(accounts.highest >= -lowest.z) < 1e-3:
+        raise ValueError(
+            f"the suspect knows the withheld pictures of {lowest.account} better than the released ones "
+            f"(z = {lowest.z:.1f}): look whether that account's sides are swapped"
+        )
+    return list(accounts.table.account[accounts.table.adjusted <= level])
 
 # %% ../../nbs/audit/log_audit.ipynb #3f41b545
 def _check_scores(scores: np.ndarray, block: np.ndarray) -> None:

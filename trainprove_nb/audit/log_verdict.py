@@ -92,11 +92,21 @@ def _named(found, level) -> pd.DataFrame:
     return found.accounts.table[found.accounts.table.adjusted <= level]
 
 # %% ../../nbs/audit/log_verdict.ipynb #4dad26dc
-def _tried(found) -> str:
-    "What was tried, where a log is of several accounts."
-    if found.accounts is None:
-        return ""
-    return f", in the whole log or of one of its {len(found.accounts.table):,} accounts"
+def _known(found, level) -> tuple:  # (what is known better, p)
+    "What an accusation rests on: the whole log, or what named accounts were given."
+    v, named = found.verdict, _named(found, level)
+    if not len(named):
+        tried = "" if found.accounts is None else " (its accounts were tried, too)"
+        pictures = (
+            f"the {v.released:,} released pictures better than the {v.withheld:,} withheld ones"
+        )
+        return f"{pictures} of the same {v.prompts:,} requests{tried}", v.p
+    tried = f"counted for all {len(found.accounts.table):,} accounts and the whole log"
+    given = named.released.sum()
+    return (
+        f"these {given:,} better than withheld ones of the same requests, {tried}",
+        named.adjusted.max(),
+    )
 
 # %% ../../nbs/audit/log_verdict.ipynb #c2323420
 def _whose(opened, found) -> str:
@@ -129,13 +139,14 @@ def _compared_with(opened) -> str:
 
 # %% ../../nbs/audit/log_verdict.ipynb #06f075a4
 def _evidence_sentence(opened, found) -> str:
-    v = found.verdict
+    "What was found, and how often it would be found of somebody who never saw the pictures."
+    level = opened.audit.test.level
+    known, p = _known(found, level)
     return (
-        f"Evidence at level {opened.audit.test.level:g} that the suspect was trained on pictures "
-        f"{_whose(opened, found)}: it knows the {v.released:,} released pictures better than the "
-        f"{v.withheld:,} withheld ones of the same {v.prompts:,} requests{_tried(found)} (p = {v.p:.2g}). "
+        f"Evidence at level {level:g} that the suspect was trained on pictures "
+        f"{_whose(opened, found)}: it knows {known} (p = {p:.2g}). "
         f"Had the suspect never seen them, a log would look like this or more so in a share of at most "
-        f"{v.p:.2g} of cases{_if_nobody_chose(opened)}."
+        f"{p:.2g} of cases{_if_nobody_chose(opened)}."
     )
 
 # %% ../../nbs/audit/log_verdict.ipynb #916347dd
@@ -143,7 +154,7 @@ def _would_have(found, level) -> str:
     "Who would have been found."
     seen = [(rho, c) for rho, c in found.controls if c.p <= level]
     rho, control = min(seen, key=lambda pair: pair[0])
-    chance = chance_to_find(control.z, _threshold(control, level))
+    chance = chance_to_find(control.each[0], _threshold(control, level))
     told = "more than 0.99" if chance > 0.99 else f"about {chance:.2f}"
     return (
         f"a model with a share ρ = {rho:g} of them in its data, trained as our control was, would have "

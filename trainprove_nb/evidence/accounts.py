@@ -6,12 +6,13 @@
 __all__ = ['METHODS', 'holm', 'e_bh', 'accused_accounts', 'any_account', 'can_be_told_apart', 'AccountsVerdict', 'account_test']
 
 # %% ../../nbs/evidence/accounts.ipynb #480ae39f
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
-from scipy.stats import false_discovery_control
+from scipy.stats import false_discovery_control, norm
 
 from trainprove_nb.evidence.log_test import (
     LogVerdict,
@@ -19,9 +20,9 @@ from trainprove_nb.evidence.log_test import (
     _check_log,
     _in_spreads,
     _p_of,
-    _sums,
     _verdict,
     centred,
+    shuffled_labels,
 )
 
 # %% ../../nbs/evidence/accounts.ipynb #9b890b68
@@ -104,7 +105,8 @@ def can_be_told_apart(
     account,  # (n,) texts: whose each picture is, released or withheld
 ) -> bool:
     "Whether there are several accounts, each with pictures of both sides for all of its prompts."
-    rows = pd.DataFrame({"released": released, "prompt": prompts, "account": account})
+    names = np.asarray(account, dtype=object).astype(str)
+    rows = pd.DataFrame({"released": released, "prompt": _blocks(prompts), "account": names})
     both = rows.groupby(["prompt", "account"]).released.nunique() == 2
     return bool(rows.account.nunique() > 1 and both.all())
 
@@ -113,26 +115,52 @@ def can_be_told_apart(
 class AccountsVerdict:
     "What a log of several accounts says of a suspect."
 
-    together: LogVerdict  # the whole log and the highest account; the larger counts
+    together: LogVerdict  # the whole log and the highest account; the rarer counts
     whole: LogVerdict  # the whole log by itself
     table: pd.DataFrame  # columns account, released (pictures), z, adjusted (p); by z
-    highest: tuple  # mean and spread of the highest account's z, where labels are shuffled
+    highest: np.ndarray = field(repr=False)  # (draws,) z of the highest account, labels shuffled
 
     def named_above(self, level: float = 0.05) -> float:
-        "The z above which an account is named."
-        middle, spread = self.highest
-        return float(middle + spread * np.quantile(self.together.null, 1 - level))
+        "The z above which an account is named, about."
+        rare = norm.sf(np.quantile(self.together.null, 1 - level))
+        return float(np.quantile(self.highest, 1 - rare))
 
-# %% ../../nbs/evidence/accounts.ipynb #b2b1ed9c
-def _account_units(scores, released, block, account, draws, seed) -> np.ndarray:
-    "Where the whole log stands, then each account; first as it was, then shuffled."
-    apart, own = _blocks(pd.Series(block).astype(str) + " " + account.astype(str)), account
-    scores = np.atleast_2d(np.asarray(scores, float))
-    _check_log(scores, released, apart)
-    deviations = centred(scores, apart)[0]
+# %% ../../nbs/evidence/accounts.ipynb #c8f40f59
+def _spreads(deviations, released, apart, own) -> np.ndarray:  # (accounts,)
+    "The standard deviation of each account's sum, where labels are shuffled within its prompts."
+    size, given = np.bincount(apart), np.bincount(apart, released)
+    squares = np.bincount(apart, deviations**2)
+    of_block = given * (size - given) / (size * (size - 1)) * squares
+    whose = own[np.unique(apart, return_index=True)[1]]
+    spread = np.sqrt(np.bincount(whose, of_block))
+    return np.where(spread > 0, spread, 1)
+
+# %% ../../nbs/evidence/accounts.ipynb #3c6570ce
+def _labels(released, apart, draws, rng, at_once=500) -> Iterator:  # of bool (some, n)
+    "Labels as they were, then shuffled, some hundred at a time."
+    yield released[None]
+    for start in range(0, draws, at_once):
+        yield shuffled_labels(released, apart, min(at_once, draws - start), rng)
+
+# %% ../../nbs/evidence/accounts.ipynb #6866b372
+def _stands(deviations, released, apart, own, draws, seed) -> tuple:
+    "The whole log's sum (1 + draws,), the highest account's z (1 + draws,), and all accounts' z."
+    spread = _spreads(deviations, released, apart, own)[:, None]
     of_each = csr_array((deviations, (own, np.arange(len(own)))))
-    sums = _sums(of_each, released, apart, draws, np.random.default_rng(seed))
-    return _in_spreads(np.vstack([sums.sum(axis=0), sums]))
+    whole, highest, z = [], [], None
+    for labels in _labels(released, apart, draws, np.random.default_rng(seed)):
+        sums = of_each @ labels.T.astype(float)
+        each = sums / spread
+        z = each[:, 0] if z is None else z
+        whole.append(sums.sum(axis=0))
+        highest.append(each.max(axis=0))
+    return np.concatenate(whole), np.concatenate(highest), z
+
+# %% ../../nbs/evidence/accounts.ipynb #fd3e5db3
+def _rarity(z, highest) -> np.ndarray:
+    "How rarely the highest account stands so high, told as a normal deviation."
+    as_high = len(highest) - np.searchsorted(np.sort(highest), np.asarray(z) - 1e-9)
+    return norm.isf(as_high / len(highest))
 
 # %% ../../nbs/evidence/accounts.ipynb #5f5a8869
 def account_test(
@@ -145,21 +173,23 @@ def account_test(
 ) -> AccountsVerdict:
     """Is what was released known better, in the whole log or of one account? An exact test (ours).
 
-    Statistics are combined by their shuffles (max-T, Westfall and Young 1993): p of `together` is
-    at most α for a share α of innocents, and so is the chance that an account is named wrongly
+    Both are combined by their shuffles (min-p, Westfall and Young 1993): p of `together` is at
+    most α for a share α of innocents, and so is the chance that an account is named wrongly
     (`adjusted` ≤ α). Raises ValueError for an account with a prompt of one side only, and as `log_test`."""
     names, own = np.unique(np.asarray(account, dtype=object).astype(str), return_inverse=True)
-    released, block = np.asarray(released, bool), _blocks(prompts)
-    whole, *each = _account_units(scores, released, block, own, draws, seed)
-    highest, z = np.max(each, axis=0), np.array(each)[:, 0]
-    middle, spread = highest.mean(), max(highest.std(), 1e-9)
-    both = np.maximum(whole, (highest - middle) / spread)
-    together = _verdict(both, np.append(whole[0], z), released, block)
-    table = {"account": names, "released": np.bincount(own, released).astype(int), "z": z}
-    table["adjusted"] = [_p_of((one - middle) / spread, together.null) for one in z]
+    scores, released = np.asarray(scores, float), np.asarray(released, bool)
+    apart = np.unique([_blocks(prompts), own], axis=1, return_inverse=True)[1].ravel()
+    _check_log(scores[None], released, apart)
+    sums, highest, z = _stands(centred(scores, apart), released, apart, own, draws, seed)
+    whole = _in_spreads(sums[None])[0]
+    both = np.maximum(whole, _rarity(highest, highest))
+    together = _verdict(both, np.append(whole[0], z), released, apart)
+    adjusted = [_p_of(rare, together.null) for rare in _rarity(z, highest)]
+    given = np.bincount(own, released).astype(int)
+    table = pd.DataFrame({"account": names, "released": given, "z": z, "adjusted": adjusted})
     return AccountsVerdict(
         together=together,
-        whole=_verdict(whole, whole[:1], released, block),
-        table=pd.DataFrame(table).sort_values("z", ascending=False, ignore_index=True),
-        highest=(float(middle), float(spread)),
+        whole=_verdict(whole, whole[:1], released, apart),
+        table=table.sort_values("z", ascending=False, ignore_index=True),
+        highest=highest[1:],
     )
