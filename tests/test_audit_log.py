@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from datasets import Dataset
+from datasets import Image as DatasetsImage
 from helpers import refused
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -19,7 +20,14 @@ from trainprove_nb.audit.controls import chance_to_find, control_pairs, found_in
 from trainprove_nb.audit.log_audit import LogAudit, Measured, find_out
 from trainprove_nb.audit.outlook import expected_power, log_size, outlook
 from trainprove_nb.audit.reading import read_audit
-from trainprove_nb.audit.released import AuditLog, Sampler, encoder_of, released_log, with_withheld
+from trainprove_nb.audit.released import (
+    AuditLog,
+    Sampler,
+    as_audit_log,
+    encoder_of,
+    released_log,
+    with_withheld,
+)
 from trainprove_nb.audit.scores import (
     Asked,
     asked,
@@ -817,3 +825,14 @@ def test_new_check_and_mistakes(tmp_path):
         assert result.exit_code == 2 and told in result.output
     assert cli("run", tmp_path / "no.yaml").exit_code == 2
     assert sorted(p.name for p in file.parent.iterdir()) == ["audit.schema.json", "audit.yaml"]
+
+
+def test_an_account_without_a_name_is_called_so():
+    rows = {"text": ["a"] * 3, "released": [True, False, False], "block": ["r"] * 3}
+    images = [
+        {"bytes": encode(x, {"format": "PNG"}), "path": None} for x in paint([""] * 3, range(3))
+    ]
+    log = Dataset.from_dict({"image": images, **rows, "account": ["ann", "", None]})
+    log = log.cast_column("image", DatasetsImage())
+    assert as_audit_log(log).account.tolist() == ["ann", "(no name)", "(no name)"]
+    assert as_audit_log(log.remove_columns("account")).account is None
