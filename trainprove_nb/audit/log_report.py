@@ -193,7 +193,7 @@ def _people(rows) -> str:
     return ", ".join(some) + (f" and {more:,} more" if more else "")
 
 # %% ../../nbs/audit/log_report.ipynb #b73bcbb9
-def _not_told(opened, asked) -> str:
+def _not_told(asked) -> str:
     "Why accounts were not tried."
     if len(asked) < 2:
         return f"Not asked: the questions reached the pictures of {asked[0]} alone."
@@ -202,41 +202,39 @@ def _not_told(opened, asked) -> str:
         "apart, each needs withheld pictures of its own."
     )
 
-# %% ../../nbs/audit/log_report.ipynb #b48d7b33
-def _account_part(opened, found) -> list:
-    "Whose pictures were learnt; nothing where the log is of one account."
-    names, level = (
-        set(opened.log.account if opened.log.account is not None else []),
-        opened.audit.test.level,
-    )
-    if len(names) < 2:
-        return []
-    asks, asked = (
-        "Whose pictures does it know?",
-        sorted(set(opened.log.account[found.measured.there])),
-    )
-    if found.accounts is None:
-        told = _not_told(opened, asked)
-        return [Test(name="Accounts", asks=asks, assumes=[], guarantee="exact", sentence=told)]
+# %% ../../nbs/audit/log_report.ipynb #78b61f2f
+def _told_of_accounts(found, level, asked, unasked) -> str:
+    "Whose pictures the suspect knows, and of whose nobody asked."
     named = _named(found, level)
     who = _people(named) if len(named) else "nobody's by themselves"
-    left = (
-        f" Of {len(names) - len(asked):,} more no question was asked."
-        if len(asked) < len(names)
-        else ""
+    left = f" Of {unasked:,} more no question was asked." if unasked else ""
+    return (
+        f"Of {asked:,} accounts: {who}; p counts that all these were tried, and the whole log.{left} "
+        "An account of few requests can hardly be named."
     )
-    return [
-        Test(
-            name="Accounts",
-            asks=asks,
-            assumes=_assumed(opened),
-            guarantee="exact",
-            sentence=f"Of {len(asked):,} accounts: {who}; p counts that all these were tried, and the "
-            f"whole log.{left} An account of few requests can hardly be named.",
-            picture=_figure_png(accounts_figure(found.accounts, level)),
-            alt=f"Where {len(asked)} accounts stand, and how far chance would let the highest stand.",
-        )
-    ]
+
+
+# %% ../../nbs/audit/log_report.ipynb #2166b5ad
+def _account_part(opened, found) -> list:
+    "Whose pictures were learnt; nothing where the log is of one account."
+    account, level = opened.log.account, opened.audit.test.level
+    if account is None or len(set(account)) < 2:
+        return []
+    asked = sorted(set(account[found.measured.there]))
+    part = Test(
+        name="Accounts",
+        asks="Whose pictures does it know?",
+        assumes=_assumed(opened),
+        guarantee="exact",
+        sentence=_not_told(asked),
+    )
+    if found.accounts is not None:
+        unasked = len(set(account)) - len(asked)
+        part.sentence = _told_of_accounts(found, level, len(asked), unasked)
+        part.picture = _figure_png(accounts_figure(found.accounts, level))
+        part.alt = f"Where {len(asked)} accounts stand, and how far chance lets the highest stand."
+    return [part]
+
 
 # %% ../../nbs/audit/log_report.ipynb #b3fc34d4
 def _share_part(opened, found) -> Test:
