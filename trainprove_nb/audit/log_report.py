@@ -213,7 +213,6 @@ def _told_of_accounts(found, level, asked, unasked) -> str:
         "An account of few requests can hardly be named."
     )
 
-
 # %% ../../nbs/audit/log_report.ipynb #2166b5ad
 def _account_part(opened, found) -> list:
     "Whose pictures were learnt; nothing where the log is of one account."
@@ -228,13 +227,14 @@ def _account_part(opened, found) -> list:
         guarantee="exact",
         sentence=_not_told(asked),
     )
-    if found.accounts is not None:
-        unasked = len(set(account)) - len(asked)
-        part.sentence = _told_of_accounts(found, level, len(asked), unasked)
-        part.picture = _figure_png(accounts_figure(found.accounts, level))
-        part.alt = f"Where {len(asked)} accounts stand, and how far chance lets the highest stand."
-    return [part]
-
+    if found.accounts is None:
+        return [part]
+    told = {
+        "sentence": _told_of_accounts(found, level, len(asked), len(set(account)) - len(asked)),
+        "picture": _figure_png(accounts_figure(found.accounts, level)),
+        "alt": f"Where {len(asked)} accounts stand, and how far chance lets the highest stand.",
+    }
+    return [part.model_copy(update=told)]
 
 # %% ../../nbs/audit/log_report.ipynb #b3fc34d4
 def _share_part(opened, found) -> Test:
