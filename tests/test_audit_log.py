@@ -45,7 +45,7 @@ from trainprove_nb.data.pairs import PAIRS, pairs
 from trainprove_nb.evidence.commitment import Checked
 from trainprove_nb.evidence.log_test import log_test
 from trainprove_nb.evidence.naming import changed
-from trainprove_nb.evidence.release_log import encode
+from trainprove_nb.evidence.release_log import Recorder, encode, new_key
 from trainprove_nb.evidence.restoring import PipelineRestorer, restoring_losses
 from trainprove_nb.lab.store import Store
 from trainprove_nb.suspects.opening import open_suspect
@@ -836,3 +836,15 @@ def test_an_account_without_a_name_is_called_so():
     log = log.cast_column("image", DatasetsImage())
     assert as_audit_log(log).account.tolist() == ["ann", "(no name)", "(no name)"]
     assert as_audit_log(log.remove_columns("account")).account is None
+
+
+def test_a_check_says_that_accounts_are_tried(tmp_path):
+    service = Recorder(str(tmp_path / "log"), new_key(str(tmp_path / "key")), paint, {}, withheld=2)
+    for who in ("ann", "bob"):
+        for k in range(3):
+            service.release(f"prompt {k}", who)
+    file = tmp_path / "audit.yaml"
+    file.write_text("released: {log: log}\nsuspect: {model: mini-v2, access: prompts}\n")
+    assert "Accounts: 2." in " ".join(outlook(read_audit(file)))
+    alone = read_audit(file, {"released.account": "ann"})
+    assert "Accounts:" not in " ".join(outlook(alone))

@@ -227,6 +227,7 @@ def _with_log(audit) -> Iterator:
         f"{'' if withheld else ', if nobody chose what was sent: no coin was tossed for this log'}."
     )
     yield _of_the_log(audit, released, withheld, prompts)
+    yield from _accounts(audit)
     if audit.test.score:
         yield f"Score: {audit.test.score}, a function of your own; how often it asks is its own matter."
         yield _controls(audit)
@@ -248,6 +249,17 @@ def _of_the_log(audit, released, withheld, prompts) -> str:
         f"{told}; {released * audit.released.withheld:,} more will be drawn by {audit.owned.model}. That "
         "is fair only if it draws as it did then."
     )
+
+# %% ../../nbs/audit/outlook.ipynb #16cdd7e4
+def _accounts(audit) -> Iterator:
+    "How many accounts are tried; nothing where one is named, or there is one."
+    names = _log_rows(audit.released.log).account.fillna("").nunique()
+    if audit.released.account is None and names > 1:
+        yield (
+            f"Accounts: {names:,}. Where each has withheld pictures of its own, each is tried too, in the "
+            "same test, and named if its pictures are known by themselves."
+        )
+
 
 # %% ../../nbs/audit/outlook.ipynb #4e7e6394
 def _controls(audit) -> str:
