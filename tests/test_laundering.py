@@ -734,6 +734,19 @@ def test_what_the_page_of_laundering_says_of_other_scores():
     assert (found.kernel - found.whitened).abs().median() < 1.5  # "about as much"
 
 
+def test_what_the_page_of_laundering_says_of_other_prompts():
+    tables = read_results(shipped_results("laundering"), "laundering")[1]
+    rows = in_front(tables["overlaps"])
+    guilty = rows[rows.kind == "infringing"]
+    assert (guilty.p <= 0.01).all()  # "found without exception"
+    z = guilty.groupby(["access", "rho", "overlap"]).z.mean().unstack()
+    assert list(z) == [0, 0.5, 1] and ((z[0] - z[1]) > -1).all()  # "stand where they stood"
+    prompts = guilty.groupby("overlap").prompts.min()
+    assert prompts[0] > 3 * prompts[1]
+    innocent = rows[rows.kind != "infringing"]
+    assert (innocent.p <= 0.05).mean() < 0.1
+
+
 def test_more_withheld_pictures_are_worth_what_means_let_expect():
     gained = gain_of_withheld(read_results(shipped_results("laundering"), "laundering")[1]["sizes"])
     assert list(gained) == [1, 2, 4]

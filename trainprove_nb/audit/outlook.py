@@ -260,7 +260,6 @@ def _accounts(audit) -> Iterator:
             "same test, and named if its pictures are known by themselves."
         )
 
-
 # %% ../../nbs/audit/outlook.ipynb #4e7e6394
 def _controls(audit) -> str:
     "Which suspects of one's own are trained."

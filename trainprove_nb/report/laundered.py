@@ -446,7 +446,7 @@ def _overlap_point(overlaps):
     guilty, texts = where(overlaps, kind="infringing"), []
     for (access, rho), rows in guilty.groupby(["access", "rho"], sort=False):
         z = rows.groupby("overlap").z.mean()
-        shares = ", ".join(f"{told(value)} where {share:.0%} are" for share, value in z.items())
+        shares = ", ".join(f"{value:.1f} where {share:.0%} are" for share, value in z.items())
         texts.append(f"{access}, ρ = {rho:g}: {shares}")
     innocent = overlaps[overlaps.kind != "infringing"]
     return (
