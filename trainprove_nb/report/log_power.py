@@ -8,8 +8,6 @@ __all__ = ['LOG_CHECKS', 'NUMBERS', 'TABLES', 'shuffles', 'measure_log_power', '
            'innocence_figure', 'innocence_alt', 'log_sentences']
 
 # %% ../../nbs/report/log_power.ipynb #ac82477f
-from functools import partial
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -17,9 +15,7 @@ import pandas as pd
 from ..data.mix import check_rho
 from ..evidence.rates import Rate, mean_interval, proportion
 from ..lab.bet_trials import measure_bets
-from ..lab.clusters import workers
 from ..lab.doubt_trials import measure_bounds, measure_guards
-from ..lab.engine import Lab
 from ..lab.knobs import count
 from ..lab.log_trials import DRAWS, LogPlan, Pool, log_stages, measure_logs
 from ..lab.rival_trials import measure_rivals
@@ -111,26 +107,14 @@ def _measured_doubts(lab, logs, source) -> tuple:
 TABLES = ("", "redrawn", "rivals", "bets", "fixed", "bounds", "guards")  # of the release experiment
 
 # %% ../../nbs/report/log_power.ipynb #7134dfb0
-def _measured(root, logs, again, draws, source) -> tuple:  # of tables, in the order of `TABLES`
-    "The tables of one source, in whatever process works on it."
-    lab = Lab(root)
+def _measured(lab, logs, source, again, draws) -> tuple:  # of tables, in the order of `TABLES`
+    "The tables of one source."
     return (
         *measure_logs(lab, logs, source, again, draws),
         measure_rivals(lab, logs, source, draws),
         *_measured_bets(lab, logs, source),
         *_measured_doubts(lab, logs, source),
     )
-
-# %% ../../nbs/report/log_power.ipynb #f5ab96ed
-def _of_each(work, sources, jobs, backend) -> list:
-    "What comes of each source, in their order. Raises RuntimeError where one could not be measured."
-    found = {}
-    with workers(jobs, backend) as run:
-        for source, tables, problem in run(work, sources):
-            if problem:
-                raise RuntimeError(f"{source.name} could not be measured: {problem}")
-            found[source.name] = tables
-    return [found[source.name] for source in sources]
 
 # %% ../../nbs/report/log_power.ipynb #9015310a
 def measure_log_power(
@@ -143,8 +127,8 @@ def measure_log_power(
     stages = _joined(log_stages(logs, source) for source in plan.sources)
     for _ in plan.lab.build_stages(stages, jobs, backend):
         pass
-    asked = str(plan.lab.store.root), logs, again, shuffles(plan.parameters["scale"])
-    found = _of_each(partial(_measured, *asked), plan.sources, jobs, backend)
+    asked = again, shuffles(plan.parameters["scale"])
+    found = [_measured(plan.lab, logs, source, *asked) for source in plan.sources]
     tables = [pd.concat(part, ignore_index=True) for part in zip(*found, strict=True)]
     return dict(zip(TABLES, tables, strict=True))
 
