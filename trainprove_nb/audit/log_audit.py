@@ -595,6 +595,14 @@ def _check_scores(scores: np.ndarray, block: np.ndarray) -> None:
             "of this suspect: ask for more, such as scores in place of labels"
         )
 
+# %% ../../nbs/audit/log_audit.ipynb #bf464462
+def _one_axis(ax) -> None:
+    "Nothing but the axis of standard deviations."
+    ax.set(xlabel="how much better released pictures are known (sd)", yticks=[])
+    for side in ("left", "top", "right"):
+        ax.spines[side].set_visible(False)
+
+
 # %% ../../nbs/audit/log_audit.ipynb #20b57542
 def shuffles_figure(
     verdict: LogVerdict,
@@ -606,9 +614,7 @@ def shuffles_figure(
     ax.hist(verdict.null, bins=60, color="0.75", lw=0)
     ax.axvline(np.quantile(verdict.null, 1 - level), color="0.4", ls=":", lw=1)
     ax.axvline(verdict.z, color="C3", lw=1.6)
-    ax.set(xlabel="how much better released pictures are known (sd)", yticks=[])
-    for side in ("left", "top", "right"):
-        ax.spines[side].set_visible(False)
+    _one_axis(ax)
     return fig
 
 # %% ../../nbs/audit/log_audit.ipynb #70647773
@@ -625,9 +631,7 @@ def accounts_figure(
     for row in found.table[known].head().itertuples():
         ax.annotate(row.account, (row.z, 0), (0, 7), textcoords="offset points", ha="center")
     ax.axvline(found.named_above(level), color="0.4", ls=":", lw=1)
-    ax.set(xlabel="how much better released pictures are known (sd)", yticks=[])
-    for side in ("left", "top", "right"):
-        ax.spines[side].set_visible(False)
+    _one_axis(ax)
     return fig
 
 # %% ../../nbs/audit/log_audit.ipynb #3c4a8a44
