@@ -602,7 +602,6 @@ def _one_axis(ax) -> None:
     for side in ("left", "top", "right"):
         ax.spines[side].set_visible(False)
 
-
 # %% ../../nbs/audit/log_audit.ipynb #20b57542
 def shuffles_figure(
     verdict: LogVerdict,
